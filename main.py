@@ -1,0 +1,192 @@
+"""Train one student per fold from a frozen teacher, and report how good they are on pictures they never saw.
+
+    python main.py --sample                                  # a drawn sample set: no download, a minute on a laptop
+    python main.py                                           # data/data101031/<category>/*.jpg
+    python main.py --data_dir DIR --categories cans glass    # any folder with one sub-folder per category
+
+The method, in the order of this file: pictures are cut into K parts; a frozen ResNet50 gets one linear head per fold,
+fitted outside that fold's part; K MobileNetV2 students learn side by side from the same stream of views, student k
+from all parts but part k; the report judges every picture once, by the student that never saw it.
+"""
+import csv
+import json
+import os
+import sys
+import time
+
+from utils import runtime  # first: it sets what paddle and cv2 read when they load
+import numpy as np
+from sklearn.metrics import balanced_accuracy_score
+
+from data.make_sample import make_sample
+from models.teacher_model import Trunk, extract_features, fit_heads, teacher_predictions
+from utils.checkpoint import load_imagenet, new_folder, save_weights, set_aside
+from utils.data_utils import VIEW, epoch_order, load_pictures, read_picture, stratified_parts
+from utils.report import build_report, contact_sheet, write_report
+from utils.run_log import RunLog
+from utils.settings import RANDOM, InputError, parse
+from utils.train_utils import build_fold, train
+from utils.transforms import MEAN, STD, eval_view, square_side, train_view
+
+
+def main(argv=None):
+    settings, sample = parse(argv, __doc__)
+    device = runtime.choose_device(settings.device)
+    threads = settings.threads or runtime.CORES
+    print(f"device {device}, {threads} threads; " + ", ".join(f"{k} {v}" for k, v in runtime.versions().items()))
+
+    # Pictures, and the parts that they are cut into
+    if sample and make_sample(settings.data_dir):
+        print(f"drew the sample set {settings.data_dir}")
+    pictures = load_pictures(settings.data_dir, settings.image_size, settings.categories, settings.cache_dir,
+                             settings.cache_gb, threads)
+    print_pictures(pictures)
+    parts = stratified_parts(pictures.labels, settings.num_folds, settings.seed, pictures.categories)
+    trained = sorted(settings.folds) or list(range(settings.num_folds))
+    for k in trained:
+        print(f"fold {k}: {(parts != k).sum()} pictures to train on, {(parts == k).sum()} to validate on")
+
+    # Where this run writes
+    folder = new_folder(settings.log_dir, time.strftime("%Y%m%d-%H%M%S"))
+    run = os.path.basename(folder)
+    record_run(folder, settings, pictures, parts)
+    log = RunLog(folder)
+    print(f"run {run}, written to {folder}; to watch: visualdl --logdir {settings.log_dir} --port 8040 --language en")
+    show_pictures(folder, log, pictures, parts, trained, settings)
+
+    # The teacher: a frozen trunk, and one head per fold that never saw the fold's part
+    trunk = Trunk()
+    print("teacher: ResNet50,", load_imagenet(trunk.resnet, "teacher_weights", settings.teacher_weights))
+    trunk = runtime.frozen(trunk, [3, settings.image_size, settings.image_size], threads)
+    features = extract_features(trunk, pictures, settings, threads)
+    heads = fit_heads(features, pictures.labels, parts, trained, settings, threads)
+    teacher = teacher_predictions(features[0], heads, parts, trained)
+    del features
+    check_teacher(teacher, pictures, parts, trained)
+
+    # The students, one per fold, all from the same start
+    def pretrained(layer):
+        return load_imagenet(layer, "student_weights", settings.student_weights, "features.")
+    folds = [build_fold(k, pictures.labels, parts, len(pictures.categories), settings, pretrained) for k in trained]
+    print(f"students: {len(folds)} x MobileNetV2, {settings.student_weights} weights, {settings.freeze_depth} of 19 "
+          "blocks frozen")
+    if RANDOM in (settings.teacher_weights, settings.student_weights):
+        print("note: networks from random initialisation, good for trying the program, not for good figures")
+    moved = set_aside(settings.save_dir)
+    if moved:
+        print(f"weights of an earlier run moved to {moved}")
+
+    def on_epoch(epoch, active, seconds):
+        for f in active:
+            log.scores(f.index, f.history[-1])
+            if f.best_epoch == epoch:
+                save_weights(weights_path(settings, f), f.student, describe(f, run, settings, pictures))
+        print_epoch(epoch, active, seconds, settings)
+    train(folds, pictures, parts, trunk, heads, settings, threads, on_epoch)
+
+    # The report: every picture once, by the student that never saw it
+    report = build_report(folds, teacher, pictures, parts)
+    report.update(run=run, settings=settings.to_json(), versions=runtime.versions())
+    print("\n" + write_report(folder, report, folds, teacher, pictures))
+    oof = report["out_of_fold"]
+    log.image("confusion_matrix", read_picture(os.path.join(folder, "confusion_matrix.png")))
+    log.hyperparameters(settings.to_json(), {
+        "result/accuracy": oof["student"]["accuracy"], "result/macro_f1": oof["student"]["macro_f1"],
+        "result/calibration_error": oof["student"]["calibration_error"],
+        "result/teacher_accuracy": oof["teacher"]["accuracy"]})
+    log.close()
+    print(f"report, plots, scalars and out_of_fold.csv: {folder}\nweights, one file per fold: {settings.save_dir}\n"
+          f"to use them: python inference.py --model_path {weights_path(settings, folds[0])} --image_path PICTURE")
+
+
+def print_pictures(pictures):
+    """The table of pictures found, and every file left out with its reason."""
+    counts = np.bincount(pictures.labels, minlength=len(pictures.categories))
+    width = max(map(len, [*pictures.categories, "together"]))
+    print(f"pictures in {pictures.data_dir}:")
+    for name, n in [*zip(pictures.categories, counts), ("together", len(pictures))]:
+        print(f"  {name:{width}} {n:8}")
+    if pictures.left_out:
+        print(f"left out, {len(pictures.left_out)} files:")
+        for path, reason in pictures.left_out:
+            print(f"  {path!r}: {reason}")
+
+
+def record_run(folder, settings, pictures, parts):
+    """settings.json, left_out.csv and folds.csv: what the run was made of."""
+    with open(os.path.join(folder, "settings.json"), "w", encoding="utf-8", errors="backslashreplace") as f:
+        json.dump({**settings.to_json(), "versions": runtime.versions()}, f, indent=2, ensure_ascii=False)
+    labels = [pictures.categories[i] for i in pictures.labels]
+    for name, header, rows in (("folds.csv", ("path", "label", "part"), zip(pictures.paths, labels, parts)),
+                               ("left_out.csv", ("path", "reason"), pictures.left_out)):
+        with open(os.path.join(folder, name), "w", newline="", encoding="utf-8", errors="backslashreplace") as f:
+            csv.writer(f).writerows([header, *rows])
+
+
+def show_pictures(folder, log, pictures, parts, trained, settings):
+    """The first five training pictures with their labels, and five training views of each."""
+    needed = [p for p in range(settings.num_folds) if p != trained[0]]
+    first = epoch_order(parts, needed, 5, settings.seed, 0)[0][:5]
+    titles = [pictures.categories[pictures.labels[i]] for i in first]
+    plain = [eval_view(pictures.square(i), settings.image_size) for i in first]
+    views = [train_view(pictures.square(i), settings, np.random.default_rng([settings.seed, VIEW, epoch, i]))
+             for epoch in range(5) for i in first]
+    for name, squares, labels, show in (("first_pictures", plain, titles, settings.show),
+                                        ("training_views", views, titles * 5, False)):
+        log.image(name, contact_sheet(squares, labels, os.path.join(folder, f"{name}.png"), show))
+    print(f"first five training pictures: {', '.join(titles)}; drawn in first_pictures.png, views of them in "
+          "training_views.png")
+
+
+def check_teacher(teacher, pictures, parts, trained):
+    """Print the teacher's accuracy on each fold's validation part; raise InputError if it knows nothing."""
+    rows = np.isin(parts, trained)
+    right = teacher.argmax(1) == pictures.labels
+    accuracy = [right[parts == k].mean() for k in trained]
+    print("teacher's validation accuracy: " + ", ".join(f"fold {k} {a:.3f}" for k, a in zip(trained, accuracy))
+          + f"; all {right[rows].mean():.4f}")
+    chance = 1 / len(pictures.categories)
+    balanced = balanced_accuracy_score(pictures.labels[rows], teacher[rows].argmax(1))
+    if balanced < chance + 0.1 * (1 - chance):
+        raise InputError(f"the teacher knows nothing of these categories: balanced accuracy {balanced:.3f}, guessing "
+                         f"gives {chance:.3f}; look whether pictures lie in the right folders, and whether "
+                         "--teacher_weights are ImageNet weights")
+
+
+def weights_path(settings, fold):
+    return os.path.join(settings.save_dir, f"best_model_fold{fold.index}.pdparams")
+
+
+def describe(fold, run, settings, pictures):
+    """The JSON beside a weights file: all that inference or a reader needs to know."""
+    return {
+        "categories": pictures.categories, "image_size": settings.image_size,
+        "preprocessing": {"square": square_side(settings.image_size), "centre_crop": settings.image_size,
+                          "channels": "RGB", "mean": MEAN, "std": STD},
+        "architecture": "MobileNetV2", "freeze_depth": settings.freeze_depth, "fold": fold.index,
+        "num_folds": settings.num_folds, "epoch": fold.best_epoch, "scores": fold.history[-1], "run": run,
+        "settings": settings.to_json(), "versions": runtime.versions()}
+
+
+def print_epoch(epoch, active, seconds, settings):
+    """One line: mean over folds, then each fold; * marks a new peak, whose weights were saved."""
+    last = [f.history[-1] for f in active]
+    mean = {k: np.mean([h[k] for h in last]) for k in last[0]}
+
+    def pair(h, mark=""):
+        return (f"{h['train_loss']:.3f} {h['train_accuracy']:.3f} | {h['val_loss']:.3f} {h['val_accuracy']:.3f}{mark}")
+    print(f"epoch {epoch}/{settings.num_epochs} {seconds:.0f} s, train loss acc | val loss acc: mean {pair(mean)}; "
+          + "; ".join(f"fold {f.index} {pair(f.history[-1], '*' if f.best_epoch == epoch else '')}" for f in active),
+          flush=True)
+    for f in active:
+        if f.stopped(settings.patience):
+            print(f"fold {f.index} stops early: best validation accuracy {f.best_accuracy:.4f} at epoch {f.best_epoch}")
+
+
+if __name__ == "__main__":
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(errors="backslashreplace")  # file names that the terminal cannot show
+    try:
+        main()
+    except InputError as error:
+        sys.exit(f"error: {error}")

@@ -1,0 +1,164 @@
+"""Weights files: written whole or not at all, read without running code from them.
+
+A `.pdparams` file is a pickle, and unpickling a stranger's file can run anything. Here only NumPy arrays come out of
+one; honest files from `paddle.save` and Paddle's own downloads are nothing else. What a person wants to know of a
+file (categories, preprocessing, fold, scores, settings) is readable JSON beside it.
+"""
+import json
+import os
+import pickle
+import shutil
+import time
+
+from utils import runtime  # noqa: F401  before paddle
+import numpy as np
+import paddle
+from paddle.utils.download import get_weights_path_from_url
+from paddle.vision.models import mobilenetv2, resnet
+
+from utils.settings import DOWNLOAD, RANDOM, InputError
+
+_NUMPY = ("numpy.core.multiarray", "numpy._core.multiarray")
+_ALLOWED = {("numpy", "ndarray"), ("numpy", "dtype"), ("collections", "OrderedDict"), ("_codecs", "encode"),
+            *((module, name) for module in _NUMPY for name in ("_reconstruct", "scalar"))}
+
+
+class _ArraysOnly(pickle.Unpickler):
+    def find_class(self, module, name):
+        if (module, name) not in _ALLOWED:
+            raise pickle.UnpicklingError(f"it wants to run {module}.{name}")
+        if module in _NUMPY:  # where NumPy 2 and NumPy 1 keep it
+            return {"_reconstruct": np.zeros(0).__reduce__()[0], "scalar": np.float32(0).__reduce__()[0]}[name]
+        return super().find_class(module, name)
+
+
+def read_arrays(path):
+    """{name: array} of a .pdparams file, without running code from it. Raises InputError with what does not fit."""
+    try:
+        with open(path, "rb") as f:
+            content = _ArraysOnly(f, encoding="latin1").load()  # latin1: files that Python 2 wrote
+    except OSError as e:
+        raise InputError(f"cannot read the weights file {path}: {e.strerror or e}") from e
+    except Exception as e:  # a damaged pickle raises almost anything
+        raise InputError(f"{path} is not a usable weights file: {e or 'it is damaged'}") from e
+    if not isinstance(content, dict):
+        raise InputError(f"{path} is not a weights file: it holds no table of arrays")
+    arrays = {k: v for k, v in content.items() if isinstance(v, np.ndarray) and v.dtype.kind in "fiu"}
+    broken = [k for k, v in arrays.items() if v.dtype.kind == "f" and not np.isfinite(v).all()]
+    if broken:
+        raise InputError(f"{path}: not a finite number in {_some(broken)}")
+    return arrays
+
+
+def _some(names):
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+
+
+def load_into(layer, arrays, source, prefix=""):
+    """Copy `arrays` into a layer, strictly: every parameter and statistic must be there and fit.
+
+    Names in the file are those in the layer behind `prefix`; what else the file holds is left alone.
+    """
+    own = layer.state_dict()
+    arrays = {k[len(prefix):]: v for k, v in arrays.items() if k.startswith(prefix)}
+    missing = [k for k in own if k not in arrays]
+    wrong = [f"{k} {list(arrays[k].shape)} instead of {own[k].shape}" for k in own
+             if k in arrays and list(arrays[k].shape) != list(own[k].shape)]
+    if missing or wrong:
+        raise InputError(f"{source} does not fit {type(layer).__name__}: " + "; ".join(
+            f"{what} {_some(names)}" for what, names in (("missing", missing), ("misshapen", wrong)) if names))
+    layer.set_state_dict({k: arrays[k] for k in own})
+
+
+def load_imagenet(layer, option, value, prefix=""):
+    """Fill `layer` as --teacher_weights or --student_weights says: a file, Paddle's download, or leave it random.
+
+    Returns what was done, in words.
+    """
+    if value == RANDOM:
+        return "random weights"
+    path = value
+    if value == DOWNLOAD:
+        urls = {"teacher_weights": resnet.model_urls["resnet50"],
+                "student_weights": mobilenetv2.model_urls["mobilenetv2_1.0"]}
+        url, md5 = urls[option]
+        try:
+            path = get_weights_path_from_url(url, md5)
+        except Exception as e:  # Paddle raises whatever its network library raised
+            from paddle.utils.download import WEIGHTS_HOME
+            raise InputError(f"cannot download ImageNet weights from {url} ({type(e).__name__}); fetch the file another "
+                             f"way and put it into {WEIGHTS_HOME}, or name a local copy: --{option} FILE") from e
+    load_into(layer, read_arrays(path), path, prefix)
+    return path
+
+
+def _replace(path, write):
+    """Write a file through a temporary one in the same folder, so that `path` is always whole."""
+    unfinished = f"{path}.tmp"
+    with open(unfinished, "wb") as f:
+        write(f)
+        f.flush()
+        os.fsync(f.fileno())
+    os.replace(unfinished, path)
+
+
+def save_weights(path, layer, about):
+    """Write a layer's weights to `path` and the dict `about` as JSON beside it."""
+    arrays = {k: v.numpy() for k, v in layer.state_dict().items()}
+    _replace(path, lambda f: pickle.dump(arrays, f, protocol=4))
+    text = json.dumps(about, indent=2, ensure_ascii=False)
+    _replace(about_path(path), lambda f: f.write(text.encode("utf-8", "backslashreplace")))
+
+
+def about_path(path):
+    """best_model_fold0.pdparams -> best_model_fold0.json"""
+    return os.path.splitext(path)[0] + ".json"
+
+
+def read_about(path):
+    """The JSON beside a weights file. Raises InputError if it is missing or not of this program."""
+    try:
+        with open(about_path(path), encoding="utf-8") as f:
+            about = json.load(f)
+        about["categories"], about["image_size"], about["freeze_depth"], about["fold"]
+    except FileNotFoundError as e:
+        missing = path if not os.path.exists(path) else about_path(path)
+        raise InputError(f"{missing} does not exist; a student is two files, FILE.pdparams and FILE.json "
+                         "(python main.py writes them to models_saved)") from e
+    except (OSError, ValueError, KeyError, TypeError) as e:
+        raise InputError(f"{about_path(path)} does not describe a student of this program: {e}") from e
+    return about
+
+
+def set_aside(save_dir):
+    """Move the weights of an earlier run from save_dir to save_dir/<that run>; returns the folder, or None."""
+    os.makedirs(save_dir, exist_ok=True)
+    old = [n for n in sorted(os.listdir(save_dir)) if n.startswith("best_model_fold")
+           and os.path.isfile(os.path.join(save_dir, n))]
+    if not old:
+        return None
+    run = None
+    for name in old:
+        if name.endswith(".json"):
+            try:
+                with open(os.path.join(save_dir, name), encoding="utf-8") as f:
+                    run = os.path.basename(json.load(f)["run"])
+                break
+            except (ValueError, KeyError, TypeError):
+                continue
+    folder = new_folder(save_dir, run or time.strftime("before-%Y%m%d-%H%M%S"))
+    for name in old:
+        shutil.move(os.path.join(save_dir, name), os.path.join(folder, name))
+    return folder
+
+
+def new_folder(parent, name):
+    """Make parent/name, or parent/name-2, -3 ... if that is taken; returns its path."""
+    for number in range(1, 10_000):
+        path = os.path.join(parent, name if number == 1 else f"{name}-{number}")
+        try:
+            os.makedirs(path)
+            return path
+        except FileExistsError:
+            continue
+    raise InputError(f"cannot make a folder {name} in {parent}: too many of that name")

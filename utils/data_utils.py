@@ -1,0 +1,256 @@
+"""From a folder of pictures to checked, cached, partitioned batches.
+
+    pictures = load_pictures("data/sample", image_size=64)      # every file is used, or named with its reason
+    parts = stratified_parts(pictures.labels, num_folds=5, seed=42)
+
+Everything random here depends on (seed, epoch, picture) and nothing else: not on threads, not on order.
+"""
+import collections
+import hashlib
+import json
+import os
+import stat
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Callable
+
+import utils.runtime as runtime  # before cv2
+import cv2
+import numpy as np
+from sklearn.model_selection import StratifiedKFold
+
+from utils.settings import InputError
+from utils.transforms import square_side, to_square
+
+EXTENSIONS = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".jp2", ".avif",
+              ".ppm", ".pgm")
+SYSTEM_FILES = ("thumbs.db", "desktop.ini", "icon\r")
+MAX_FILE_MB = 200
+CACHE_VERSION = 1  # raise it when a stored square is made differently
+
+# Streams of random numbers: default_rng([seed, stream, ...]) never shares draws between them.
+ORDER, VIEW, MIXUP, DROPOUT = range(4)
+
+
+class UnreadablePicture(Exception):
+    """The reason why one file is not usable as a picture."""
+
+
+@dataclass
+class Pictures:
+    """Usable pictures of a data set, and the files that are not."""
+    data_dir: str
+    paths: list       # N strings, relative to data_dir, '/' between folders
+    labels: np.ndarray  # [N] int64, positions in `categories`
+    categories: list
+    left_out: list    # (path, reason) of every other file
+    square: Callable  # square(i) -> uint8 RGB [S, S, 3], S = square_side(image_size)
+
+    def __len__(self):
+        return len(self.paths)
+
+
+def read_picture(path):
+    """Decode any picture file to uint8 RGB [H, W, 3], turned as its EXIF says.
+
+    Grey, palette, CMYK and 16-bit pictures are converted; transparency is dropped. Works for any path
+    the system can open. Raises UnreadablePicture with the reason.
+    """
+    try:
+        info = os.stat(path)
+        if not stat.S_ISREG(info.st_mode):
+            raise UnreadablePicture("not a regular file")
+        if not info.st_size:
+            raise UnreadablePicture("empty file")
+        if info.st_size > MAX_FILE_MB * 2**20:
+            raise UnreadablePicture(f"file larger than {MAX_FILE_MB} MB")
+        # imread cannot open non-ASCII paths on Windows and returns half of a truncated JPEG; imdecode can, and refuses
+        picture = cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_COLOR)
+    except OSError as e:
+        raise UnreadablePicture(e.strerror or str(e)) from e
+    except cv2.error as e:
+        bomb = "MAX_IMAGE" in str(e)
+        raise UnreadablePicture(f"more than {runtime.MAX_PIXELS / 1e6:.0f} million pixels" if bomb
+                                else "cannot be decoded") from e
+    if picture is None:
+        raise UnreadablePicture("truncated, damaged or not a picture")
+    return cv2.cvtColor(picture, cv2.COLOR_BGR2RGB)
+
+
+def walk(folder, recursive=True):
+    """Sort the files below a folder into candidates and (path, reason) left out; paths relative, '/' inside."""
+    candidates, left_out = [], []
+
+    def unreadable(error):
+        left_out.append((os.path.relpath(error.filename, folder).replace(os.sep, "/"), error.strerror))
+    for root, dirs, files in os.walk(folder, onerror=unreadable):
+        dirs.sort()
+        for name in dirs[:] + sorted(files):
+            path = os.path.join(root, name)
+            relative = os.path.relpath(path, folder).replace(os.sep, "/")
+            if name.startswith(".") or name.lower() in SYSTEM_FILES:
+                left_out.append((relative, "hidden or system file"))
+            elif name in dirs:
+                if not os.path.islink(path) and recursive:
+                    continue  # os.walk comes to it
+                left_out.append((relative, "a link to a folder" if recursive else "a folder"))
+            elif os.path.splitext(name)[1].lower() not in EXTENSIONS:
+                left_out.append((relative, "not a picture file (by its extension)"))
+            else:
+                candidates.append(relative)
+            if name in dirs:
+                dirs.remove(name)
+    return candidates, left_out
+
+
+def find_categories(data_dir, wanted=()):
+    """Names of the category folders, in order. Raises InputError that says what was looked for."""
+    layout = (f"looked for {os.path.join(data_dir, '<category>', '<picture>.jpg')} with one sub-folder per category, "
+              "such as Harmful, Kitchen, Other, Recyclable; give another folder with --data_dir, "
+              "or try the program on drawn pictures: python main.py --sample")
+    if not os.path.isdir(data_dir):
+        raise InputError(f"no pictures: there is no folder {data_dir}; {layout}")
+    found = sorted(e.name for e in os.scandir(data_dir) if e.is_dir() and not e.name.startswith("."))
+    missing = [c for c in wanted if c not in found]
+    if missing:
+        raise InputError(f"--categories {' '.join(missing)}: no such sub-folder of {data_dir}, which has "
+                         f"{' '.join(found) or 'none'}")
+    categories = list(wanted) or found
+    if len(categories) < 2:
+        raise InputError(f"at least two categories are needed, {data_dir} has {len(categories)}; {layout}")
+    return categories
+
+
+def load_pictures(data_dir, image_size, categories=(), cache_dir="data/cache", cache_gb=16.0, workers=runtime.CORES):
+    """Check and decode every file of a data set once, and keep the squares on disk for this and later runs.
+
+    The cache is a memory-mapped .npy file, named after the paths, sizes and times of the files: one changed
+    file makes a new cache, and a finished one never changes. Raises InputError without usable categories.
+    """
+    categories = find_categories(data_dir, categories)
+    candidates, left_out = [], []
+    for category in categories:
+        files, rest = walk(os.path.join(data_dir, category))
+        candidates += [f"{category}/{f}" for f in files]
+        left_out += [(f"{category}/{f}", reason) for f, reason in rest]
+    for entry in sorted(os.scandir(data_dir), key=lambda e: e.name):
+        if entry.name not in categories:
+            reason = "not one of the categories" if entry.is_dir() else "not in a category folder"
+            left_out.append((entry.name, reason))
+
+    array, reasons = _decode_all(data_dir, candidates, square_side(image_size), cache_dir, cache_gb, workers)
+    rows = [i for i in range(len(candidates)) if i not in reasons]
+    left_out += [(candidates[i], reasons[i]) for i in reasons]
+
+    def square(i):
+        row = rows[i]
+        if row < len(array):
+            return array[row]
+        try:
+            return to_square(read_picture(os.path.join(data_dir, candidates[row])), square_side(image_size))
+        except UnreadablePicture as e:  # it could be read when the run began
+            raise InputError(f"{candidates[row]} cannot be read any more: {e}") from e
+    paths = [candidates[r] for r in rows]
+    number = {c: i for i, c in enumerate(categories)}
+    labels = np.array([number[p.split("/")[0]] for p in paths], np.int64)
+    return Pictures(data_dir, paths, labels, categories, sorted(left_out), square)
+
+
+def _decode_all(data_dir, candidates, side, cache_dir, cache_gb, workers):
+    """Return (uint8 [M, S, S, 3] squares of the first M candidates, {candidate number: why it is unusable})."""
+    def fingerprint(path):
+        try:
+            info = os.stat(os.path.join(data_dir, path))
+            return [path, info.st_size, info.st_mtime_ns]
+        except OSError as e:
+            return [path, e.strerror]
+    key = json.dumps([CACHE_VERSION, os.path.abspath(data_dir), side, cache_gb, [fingerprint(c) for c in candidates]])
+    name = os.path.join(cache_dir, hashlib.sha256(key.encode()).hexdigest()[:24])
+    if os.path.exists(name + ".json"):
+        with open(name + ".json", encoding="utf-8") as f:
+            return np.load(name + ".npy", mmap_mode="r"), {int(i): reason for i, reason in json.load(f).items()}
+
+    try:
+        os.makedirs(cache_dir, exist_ok=True)
+        stored = min(len(candidates), int(cache_gb * 1e9 / (side * side * 3)))
+        unfinished = f"{name}.{os.getpid()}.tmp"
+        array = np.lib.format.open_memmap(unfinished, "w+", np.uint8, (stored, side, side, 3)) if stored else \
+            np.zeros((0, side, side, 3), np.uint8)
+
+        def decode(i):
+            try:
+                square = to_square(read_picture(os.path.join(data_dir, candidates[i])), side)
+            except UnreadablePicture as e:
+                return str(e)
+            if i < stored:
+                array[i] = square
+        reasons = {}
+        with ThreadPoolExecutor(workers) as pool:
+            outcomes = pool.map(decode, range(len(candidates)))
+            for i, reason in enumerate(runtime.progress(outcomes, "checking pictures", len(candidates), "file")):
+                if reason:
+                    reasons[i] = reason
+        if stored:
+            array.flush()
+            del array  # Windows renames closed files only
+            os.replace(unfinished, name + ".npy")
+        else:
+            np.save(name + ".npy", array)
+        with open(unfinished, "w", encoding="utf-8") as f:
+            json.dump(reasons, f)
+        os.replace(unfinished, name + ".json")  # last: with it the cache counts as whole
+    except OSError as e:
+        raise InputError(f"cannot write the picture cache {cache_dir}: {e.strerror or e}; choose another place with "
+                         "--cache_dir, or a smaller --cache_gb") from e
+    return np.load(name + ".npy", mmap_mode="r"), reasons
+
+
+def stratified_parts(labels, num_folds, seed, categories=None):
+    """Cut pictures into `num_folds` parts with the same mix of categories; returns the part of each, int64 [N].
+
+    Student k trains on every part but part k, and is validated on part k. Raises InputError if a category has
+    fewer pictures than there are parts.
+    """
+    counts = np.bincount(labels, minlength=len(categories or ()))
+    few = [f"{categories[i] if categories else i} ({n})" for i, n in enumerate(counts) if n < num_folds]
+    if few:
+        raise InputError(f"too few pictures for {num_folds} folds in {', '.join(few)}: every category needs one per "
+                         "fold; add pictures, or lower --num_folds")
+    parts = np.empty(len(labels), np.int64)
+    splitter = StratifiedKFold(num_folds, shuffle=True, random_state=seed)
+    for k, (_, validation) in enumerate(splitter.split(labels, labels)):
+        parts[validation] = k
+    return parts
+
+
+def epoch_order(parts, needed, per_part, seed, epoch):
+    """The pictures of every step of an epoch: int64 [steps, len(needed) * per_part], columns by part.
+
+    A step takes `per_part` pictures from each part in `needed`. Each part is shuffled by (seed, epoch, part); one
+    that runs out before the largest begins again, so that every batch has the same size (BatchNorm).
+    """
+    steps = -(-int(np.bincount(parts).max()) // per_part)
+    columns = []
+    for p in needed:
+        order = np.random.default_rng([seed, ORDER, epoch, p]).permutation(np.flatnonzero(parts == p))
+        columns.append(np.resize(order, (steps, per_part)))
+    return np.concatenate(columns, 1)
+
+
+def prefetch(make, jobs, workers, ahead=2):
+    """Yield make(job) for each job, in order, made by a pool of threads up to workers + ahead jobs early.
+
+    Threads, since cv2 releases the interpreter and Paddle's worker processes deadlock. What a job raises is
+    raised here.
+    """
+    pool = ThreadPoolExecutor(workers)
+    try:
+        pending = collections.deque()
+        for job in jobs:
+            pending.append(pool.submit(make, job))
+            if len(pending) > workers + ahead:
+                yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()
+    finally:
+        pool.shutdown(cancel_futures=True)

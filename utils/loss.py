@@ -1,0 +1,23 @@
+"""The loss of one student on one batch: true labels and the teacher's soft labels.
+
+Hinton, Vinyals, Dean 2015, "Distilling the Knowledge in a Neural Network"; mixup: Zhang et al. 2018.
+"""
+from utils import runtime  # noqa: F401  before paddle
+from paddle.nn import functional as F
+
+
+def distillation_loss(logits, teacher_logits, labels_a, labels_b, lam, class_weights, temperature, alpha):
+    """alpha * [lam * CE_w(z, a) + (1 - lam) * CE_w(z, b)] + (1 - alpha) * T^2 * KL(softmax(t/T) || softmax(z/T))
+
+    logits z, teacher_logits t: float32 [B, C]; labels: int64 [B]; class_weights w: float32 [C]. The picture is
+    lam * a + (1 - lam) * b, and both networks must have seen the same one. CE_w is the mean weighted by
+    the class weights of the labels, KL the mean over the batch; T^2 keeps its gradients comparable at any temperature.
+    Returns a 0-d Tensor.
+    """
+    hard = lam * F.cross_entropy(logits, labels_a, weight=class_weights)
+    if lam < 1:
+        hard = hard + (1 - lam) * F.cross_entropy(logits, labels_b, weight=class_weights)
+    log_student = F.log_softmax(logits / temperature)
+    log_teacher = F.log_softmax(teacher_logits / temperature)
+    soft = (log_teacher.exp() * (log_teacher - log_student)).sum(1).mean()
+    return alpha * hard + (1 - alpha) * temperature**2 * soft

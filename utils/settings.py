@@ -1,0 +1,152 @@
+"""Every setting of a run: its name, default, unit, allowed range and help, in one dataclass.
+
+The command line, `--help`, the table in the README and the JSON beside each weights file are made
+from it; nothing else holds a default.
+
+    python -m utils.settings        # prints the README's table of settings
+"""
+import argparse
+import dataclasses
+import json
+import math
+from dataclasses import dataclass, field
+
+DOWNLOAD, RANDOM = "paddle", "random"
+
+
+class InputError(Exception):
+    """Something the user gave cannot be used. `main` prints it as one line, without a traceback."""
+
+
+def setting(default, help, low=-math.inf, high=math.inf, choices=None):
+    return field(default=default, metadata=dict(help=help, low=low, high=high, choices=choices))
+
+
+@dataclass
+class Settings:
+    # pictures
+    data_dir: str = setting("data/data101031", "folder with one sub-folder of pictures per category")
+    categories: tuple[str, ...] = setting((), "use these sub-folders, in this order (default: all, by name)")
+    image_size: int = setting(224, "side of the picture that the networks see, pixels", 32, 1024)
+    cache_dir: str = setting("data/cache", "where decoded pictures are kept for later runs")
+    cache_gb: float = setting(16.0, "largest cache of one data set, GB; pictures beyond it are decoded "
+                              "again in each epoch", 0)
+    # folds
+    num_folds: int = setting(5, "number of parts that the pictures are cut into", 2, 100)
+    folds: tuple[int, ...] = setting((), "train these folds only, such as 0 2 (default: all)", 0)
+    seed: int = setting(42, "decides parts, order, views, mixup, dropout and initial weights", 0, 2**31 - 1)
+    # networks
+    teacher_weights: str = setting(DOWNLOAD, "ResNet50 .pdparams file; 'paddle' downloads ImageNet weights, "
+                                   "'random' trains nothing and needs nothing (for trying out)")
+    student_weights: str = setting(DOWNLOAD, "MobileNetV2 .pdparams file, 'paddle' or 'random', likewise")
+    freeze_depth: int = setting(14, "frozen blocks of the student, of 19; 0 trains all of it", 0, 19)
+    dropout: float = setting(0.5, "share of the student's hidden units dropped in training", 0, 0.95)
+    head_views: int = setting(2, "augmented views per picture, beside the plain one, that the teacher's "
+                              "heads are fitted on", 0, 20)
+    head_c: float = setting(0.01, "inverse regularisation of the teacher's heads (scikit-learn's C)", 1e-8)
+    # method
+    temperature: float = setting(4.0, "softens the soft labels", 0.01, 1000)
+    alpha: float = setting(0.5, "weight of the true labels; 1 - alpha is the teacher's", 0, 1)
+    class_weights: str = setting("balanced", "'balanced' gives every category the same weight in the loss",
+                                 choices=("balanced", "none"))
+    mixup_alpha: float = setting(0.2, "parameter of mixup's Beta distribution; 0 switches mixup off", 0, 100)
+    batch_size: int = setting(16, "pictures per step and student; rounded so that every part gives the "
+                              "same number", 2, 65536)
+    num_epochs: int = setting(50, "longest training, epochs", 1, 100000)
+    warmup_epochs: int = setting(5, "linear rise of the learning rate, epochs; mixup starts after it", 0)
+    patience: int = setting(10, "a fold stops after this many epochs without a better validation accuracy", 1)
+    base_lr: float = setting(1e-4, "highest learning rate of Adam", 1e-9, 10)
+    weight_decay: float = setting(1e-4, "L2 penalty", 0, 10)
+    # views of a picture in training
+    flip_horizontal: float = setting(0.5, "probability of a mirrored view", 0, 1)
+    flip_vertical: float = setting(0.3, "probability of a view upside down", 0, 1)
+    rotation: float = setting(30.0, "largest rotation, degrees", 0, 180)
+    crop_pad: int = setting(8, "largest shift of the crop, pixels", 0, 512)
+    brightness: float = setting(0.3, "colour jitter: factor within 1 +- this", 0, 1)
+    contrast: float = setting(0.3, "colour jitter: factor within 1 +- this", 0, 1)
+    saturation: float = setting(0.3, "colour jitter: factor within 1 +- this", 0, 1)
+    hue: float = setting(0.1, "colour jitter: turn of the colour circle within +- this", 0, 0.5)
+    erasing: float = setting(0.2, "probability that a random rectangle is blanked", 0, 1)
+    # machine and places
+    device: str = setting("auto", "where the networks run; 'auto' takes a GPU if there is one",
+                          choices=("auto", "cpu", "gpu"))
+    threads: int = setting(0, "processor cores to use; 0 uses all", 0, 4096)
+    log_dir: str = setting("logs", "one sub-folder per run: report, plots, scalars, VisualDL")
+    save_dir: str = setting("models_saved", "best weights of each fold")
+    show: bool = setting(False, "open windows for pictures (they are saved as files in any case)")
+
+    def check(self):
+        """Raise InputError, naming the setting, for a value out of range."""
+        for f in dataclasses.fields(self):
+            value, m = getattr(self, f.name), f.metadata
+            for v in value if isinstance(value, tuple) else (value,):
+                if m["choices"] and v not in m["choices"]:
+                    raise InputError(f"--{f.name} {v}: must be one of {', '.join(m['choices'])}")
+                if isinstance(v, (int, float)) and not m["low"] <= v <= m["high"]:
+                    limits = f"at least {m['low']:g}" + (f" and at most {m['high']:g}" if m["high"] < math.inf else "")
+                    raise InputError(f"--{f.name} {v}: must be {limits}")
+        for name in ("folds", "categories"):
+            if len(set(getattr(self, name))) < len(getattr(self, name)):
+                raise InputError(f"--{name} {' '.join(map(str, getattr(self, name)))}: one is named twice")
+        if self.folds and max(self.folds) >= self.num_folds:
+            raise InputError(f"--folds {max(self.folds)}: with --num_folds {self.num_folds} the folds are "
+                             f"0 to {self.num_folds - 1}")
+        if self.num_epochs <= self.warmup_epochs:
+            raise InputError(f"--num_epochs {self.num_epochs}: must be more than --warmup_epochs "
+                             f"{self.warmup_epochs}, or the learning rate never reaches --base_lr")
+        return self
+
+    def to_json(self):
+        return dataclasses.asdict(self)
+
+
+# What `--sample` changes: pictures drawn by data/make_sample.py, networks that need no download.
+SAMPLE = dict(data_dir="data/sample", image_size=64, teacher_weights=RANDOM, student_weights=RANDOM,
+              freeze_depth=0, num_epochs=20, warmup_epochs=2, base_lr=1e-3, alpha=0.7, crop_pad=4)
+
+GROUPS = {"data_dir": "pictures", "num_folds": "folds", "teacher_weights": "networks", "temperature": "method",
+          "flip_horizontal": "views of a picture in training", "device": "machine and places"}
+
+
+def element_type(f):
+    """The type of one value of a field: `tuple[int, ...]` -> int."""
+    return f.type.__args__[0] if isinstance(f.default, tuple) else f.type
+
+
+def parse(argv=None, description=None):
+    """Settings from a command line (default: the program's own); unknown options are refused."""
+    parser = argparse.ArgumentParser(description=description, allow_abbrev=False,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--sample", action="store_true",
+                        help="draw a small set of pictures and train on it: no download, minutes on a laptop")
+    for f in dataclasses.fields(Settings):
+        if f.name in GROUPS:
+            group = parser.add_argument_group(GROUPS[f.name])
+        options = dict(default=None, help=f.metadata["help"])
+        if f.type is bool:
+            options.update(action="store_true")
+        else:
+            options.update(type=element_type(f), choices=f.metadata["choices"],
+                           metavar=None if f.metadata["choices"] else element_type(f).__name__.upper())
+            if isinstance(f.default, tuple):
+                options.update(nargs="+")
+            elif f.default != "":
+                options["help"] += f" (default: {f.default})"
+        group.add_argument(f"--{f.name}", **options)
+    given = {k: tuple(v) if isinstance(v, list) else v
+             for k, v in vars(parser.parse_args(argv)).items() if v is not None}
+    sample = given.pop("sample")
+    return Settings(**{**(SAMPLE if sample else {}), **given}).check(), sample
+
+
+def table():
+    """The README's Markdown table of all settings."""
+    rows = ["| option | default | meaning |", "| --- | --- | --- |"]
+    for f in dataclasses.fields(Settings):
+        default = json.dumps(f.default) if not isinstance(f.default, (str, tuple)) else f.default or "all"
+        rows.append(f"| `--{f.name}` | {default} | {f.metadata['help']} |")
+    return "\n".join(rows)
+
+
+if __name__ == "__main__":
+    print(table())

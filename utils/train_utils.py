@@ -1,0 +1,184 @@
+"""Training K students side by side: mixup, learning rate, evaluation, early stopping, and the loop.
+
+The frozen networks see every picture once for all folds; each fold then takes a step of its own. Two cores, 224 pixels,
+5 folds: see the README for pictures per second.
+"""
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+
+from utils import runtime  # before paddle
+import numpy as np
+import paddle
+from sklearn.utils.class_weight import compute_class_weight
+
+from models.student_model import Prefix, Student, dropout_mask
+from utils.data_utils import DROPOUT, MIXUP, VIEW, epoch_order, prefetch
+from utils.loss import distillation_loss
+from utils.settings import InputError
+from utils.transforms import eval_view, normalise, train_view
+
+
+@dataclass
+class Fold:
+    """One student and all that belongs to it alone."""
+    index: int
+    student: Student
+    optimizer: paddle.optimizer.Optimizer
+    class_weights: paddle.Tensor  # [C]
+    pictures: np.ndarray          # part `index`, on which the student is validated
+    best_accuracy: float = -1.0
+    best_epoch: int = 0
+    best_probabilities: np.ndarray = None  # [len(pictures), C] at the best epoch
+    history: list = field(default_factory=list)  # one dict of scores per epoch
+    sums: paddle.Tensor = None    # running in this epoch
+
+    def stopped(self, patience):
+        return len(self.history) - self.best_epoch >= patience
+
+
+def build_fold(index, labels, parts, num_classes, settings, load=None):
+    """A student as every fold starts: the same weights from the seed, then `load(student.features)` if given."""
+    paddle.seed(settings.seed)
+    with paddle.utils.unique_name.guard():
+        student = Student(num_classes, settings.freeze_depth)
+        if load:
+            load(student.features)
+        optimizer = paddle.optimizer.Adam(
+            settings.base_lr, weight_decay=settings.weight_decay,
+            parameters=[p for p in student.parameters() if not p.stop_gradient])
+    weights = np.ones(num_classes)
+    if settings.class_weights == "balanced":
+        weights = compute_class_weight("balanced", classes=np.arange(num_classes), y=labels[parts != index])
+    return Fold(index, student, optimizer, paddle.to_tensor(weights.astype("float32")), np.flatnonzero(parts == index))
+
+
+def learning_rate(step, total_steps, warmup_steps, base_lr):
+    """Linear from base_lr / warmup_steps to base_lr, then cosine to 0 (Loshchilov and Hutter 2017); per step."""
+    if step < warmup_steps:
+        return base_lr * (step + 1) / warmup_steps
+    done = (step - warmup_steps) / (total_steps - warmup_steps)
+    return base_lr * 0.5 * (1 + np.cos(np.pi * done))
+
+
+def mixup(x, needed, num_parts, alpha, rng):
+    """Mix every picture with a partner from the same part, in place (Zhang et al. 2018).
+
+    x: float32 [len(needed) * b, ...], b pictures of each needed part side by side. Returns (partner int64 [len(x)],
+    lam): picture i becomes lam * x[i] + (1 - lam) * x[partner[i]]. Partners stay inside the part, so that no student
+    sees a pixel of its own validation pictures, and are drawn for all parts, so that those of one part do not
+    depend on which others are needed.
+    """
+    b = len(x) // len(needed)
+    lam = float(rng.beta(alpha, alpha))
+    partner = rng.permuted(np.tile(np.arange(b), (num_parts, 1)), axis=1)[needed]
+    partner = (partner + b * np.arange(len(needed))[:, None]).ravel()
+    x += (1 - lam) * (x[partner] - x)
+    return partner, lam
+
+
+def evaluate(folds, prefix, pictures, settings, threads):
+    """Class probabilities of every fold's student on its own part: list of float32 [N_k, C], rows as fold.pictures."""
+    size = max(1, 64 // len(folds))
+    jobs = [[f.pictures[i:i + size] for f in folds]
+            for i in range(0, max(len(f.pictures) for f in folds), size)]
+
+    def make(job):
+        return normalise([eval_view(pictures.square(i), settings.image_size) for i in np.concatenate(job)])
+
+    def predict(fold, x):
+        with paddle.no_grad():
+            return paddle.nn.functional.softmax(fold.student.tail(x)).numpy()
+    for f in folds:
+        f.student.eval()
+    outputs = [[] for _ in folds]
+    with ThreadPoolExecutor(threads) as pool:
+        for job, x in zip(jobs, prefetch(make, jobs, threads)):
+            ends = np.cumsum([len(rows) for rows in job])
+            x = prefix(x)
+            mine = [(i, x[end - len(rows):end]) for i, (rows, end) in enumerate(zip(job, ends)) if len(rows)]
+            for (i, _), p in zip(mine, pool.map(lambda m: predict(folds[m[0]], m[1]), mine)):
+                outputs[i].append(p)
+    return [np.concatenate(o) for o in outputs]
+
+
+def train(folds, pictures, parts, trunk, heads, settings, threads, on_epoch=None):
+    """Train all folds side by side until each has stopped or `num_epochs` are over.
+
+    trunk: compiled teacher trunk, x -> features [B, D]; heads: (weight [K, D, C], bias [K, 1, C]), one per fold in
+    the order of `folds`. After each epoch, on_epoch(epoch, active, seconds) is called with the folds that trained;
+    those whose `best_epoch` is this epoch have reached a new peak.
+    """
+    s, labels = settings, pictures.labels
+    num_parts = int(parts.max()) + 1
+    per_part = max(1, round(s.batch_size / (num_parts - 1)))
+    steps = -(-int(np.bincount(parts).max()) // per_part)
+    prefix = (runtime.frozen(Prefix(folds[0].student), [3, s.image_size, s.image_size], threads)
+              if s.freeze_depth else paddle.to_tensor)
+    heads = {f.index: (paddle.to_tensor(w), paddle.to_tensor(b)) for f, w, b in zip(folds, *heads)}
+    pool = ThreadPoolExecutor(threads if paddle.get_device() == "cpu" else 1)  # a GPU queues the work by itself
+
+    for epoch in range(s.num_epochs):
+        active = [f for f in folds if not f.stopped(s.patience)]
+        if not active:
+            break
+        began = time.time()
+        # A part that only its own student would leave out is needed by nobody once that student is alone.
+        needed = [p for p in range(num_parts) if any(f.index != p for f in active)]
+        order = epoch_order(parts, needed, per_part, s.seed, epoch)
+        part_of = np.repeat(needed, per_part)
+        for f in active:
+            f.student.train()
+            f.sums = paddle.zeros([3])  # of loss, right answers, pictures; on the device: no waiting inside the epoch
+
+        def make(step):
+            """One batch as every network will see it: pictures [P * b, 3, S, S], partner of each, lam."""
+            x = normalise([train_view(pictures.square(i), s, np.random.default_rng([s.seed, VIEW, epoch, i]))
+                           for i in order[step]])
+            if s.mixup_alpha == 0 or epoch < s.warmup_epochs:
+                return x, np.arange(len(x)), 1.0
+            return x, *mixup(x, needed, num_parts, s.mixup_alpha, np.random.default_rng([s.seed, MIXUP, epoch, step]))
+
+        with runtime.progress(None, f"epoch {epoch + 1}/{s.num_epochs}", steps * len(part_of), "picture") as bar:
+            for step, (x, partner, lam) in enumerate(prefetch(make, range(steps), threads)):
+                rate = learning_rate(epoch * steps + step, s.num_epochs * steps, s.warmup_epochs * steps, s.base_lr)
+                features, maps = trunk(x), prefix(x)  # once for all folds, on the very same pictures
+                labels_a, labels_b = labels[order[step]], labels[order[step][partner]]
+
+                def step_of(f):
+                    rows = np.flatnonzero(part_of != f.index)  # all but the pictures of its own part
+                    a, b = paddle.to_tensor(labels_a[rows]), paddle.to_tensor(labels_b[rows])
+                    mask = dropout_mask([len(rows), f.student.hidden.weight.shape[1]], s.dropout,
+                                        np.random.default_rng([s.seed, DROPOUT, f.index, epoch, step]))
+                    rows = paddle.to_tensor(rows)
+                    weight, bias = heads[f.index]
+                    logits = f.student.tail(maps.index_select(rows), paddle.to_tensor(mask))
+                    loss = distillation_loss(logits, features.index_select(rows) @ weight + bias, a, b, lam,
+                                             f.class_weights, s.temperature, s.alpha)
+                    loss.backward()
+                    f.optimizer.set_lr(rate)
+                    f.optimizer.step()
+                    f.optimizer.clear_grad()
+                    with paddle.no_grad():
+                        guess = logits.argmax(1)
+                        right = lam * (guess == a).sum() + (1 - lam) * (guess == b).sum()
+                        f.sums += paddle.stack([loss * len(rows), right.astype("float32"),
+                                                paddle.full([], len(rows), "float32")])
+                list(pool.map(step_of, active))
+                bar.update(len(part_of))
+
+        for f, p in zip(active, evaluate(active, prefix, pictures, s, threads)):
+            loss, right, seen = f.sums.numpy().astype("float64")
+            if not np.isfinite(loss) or not np.isfinite(p).all():
+                raise InputError(f"fold {f.index}, epoch {epoch + 1}: the loss is no longer a finite number; "
+                                 "lower --base_lr")
+            of_truth = p[np.arange(len(p)), labels[f.pictures]]
+            accuracy = float((p.argmax(1) == labels[f.pictures]).mean())
+            f.history.append(dict(epoch=epoch + 1, learning_rate=rate, train_loss=loss / seen,
+                                  train_accuracy=right / seen, val_loss=float(-np.log(of_truth + 1e-12).mean()),
+                                  val_accuracy=accuracy))
+            if accuracy > f.best_accuracy:
+                f.best_accuracy, f.best_epoch, f.best_probabilities = accuracy, epoch + 1, p
+        if on_epoch:
+            on_epoch(epoch + 1, active, time.time() - began)
+    pool.shutdown()
