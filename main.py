@@ -54,24 +54,27 @@ def main(argv=None):
     print(f"run {run}, written to {folder}; to watch: visualdl --logdir {settings.log_dir} --port 8040 --language en")
     show_pictures(folder, log, pictures, parts, trained, settings)
 
-    # The teacher: a frozen trunk, and one head per fold that never saw the fold's part
+    # The networks: the teacher's trunk for all folds, one student per fold, all from the same start
     trunk = Trunk()
     print("teacher: ResNet50,", load_imagenet(trunk.resnet, "teacher_weights", settings.teacher_weights))
     trunk = runtime.frozen(trunk, [3, settings.image_size, settings.image_size], threads)
+
+    def pretrained(layer):
+        load_imagenet(layer, "student_weights", settings.student_weights, "features.")
+    folds = [build_fold(k, pictures.labels, parts, len(pictures.categories), settings, pretrained) for k in trained]
+    print(f"students: {len(folds)} x MobileNetV2, {settings.student_weights} weights, {settings.freeze_depth} of 19 "
+          "blocks frozen")
+    if RANDOM in (settings.teacher_weights, settings.student_weights):
+        print("note: networks from random initialisation, good for trying the program, not for good figures")
+
+    # The teacher's heads: head k is fitted on all parts but part k, and judged there before any student trains
     features = extract_features(trunk, pictures, settings, threads)
     heads = fit_heads(features, pictures.labels, parts, trained, settings, threads)
     teacher = teacher_predictions(features[0], heads, parts, trained)
     del features
     check_teacher(teacher, pictures, parts, trained)
 
-    # The students, one per fold, all from the same start
-    def pretrained(layer):
-        return load_imagenet(layer, "student_weights", settings.student_weights, "features.")
-    folds = [build_fold(k, pictures.labels, parts, len(pictures.categories), settings, pretrained) for k in trained]
-    print(f"students: {len(folds)} x MobileNetV2, {settings.student_weights} weights, {settings.freeze_depth} of 19 "
-          "blocks frozen")
-    if RANDOM in (settings.teacher_weights, settings.student_weights):
-        print("note: networks from random initialisation, good for trying the program, not for good figures")
+    # The students learn side by side
     moved = set_aside(settings.save_dir)
     if moved:
         print(f"weights of an earlier run moved to {moved}")

@@ -1,6 +1,6 @@
 """Draw the sample set: pictures of four kinds of garbage, made of shapes, textures and clutter.
 
-    python data/make_sample.py                # 4 x 45 pictures in data/sample, two seconds
+    python data/make_sample.py                # 4 x 60 pictures in data/sample, two seconds
     python main.py --sample                   # draws them if need be, and trains on them
 
 It is for trying the program out without a download. Colours and shapes overlap between the categories, so the task
@@ -27,14 +27,14 @@ def colour(rng, hue, spread=12, saturation=(90, 255), value=(90, 240)):
 
 def background(rng):
     """A tint with a gradient, grain, and clutter of lines and specks in any colour."""
-    base = np.array(colour(rng, rng.uniform(0, 360), saturation=(5, 90), value=(110, 235)), np.float32)
+    base = np.array(colour(rng, rng.uniform(0, 360), saturation=(0, 30), value=(130, 230)), np.float32)
     ramp = np.linspace(-1, 1, SIDE)
-    shade = 25 * (ramp[:, None] * rng.normal() + ramp[None] * rng.normal())
+    shade = 12 * (ramp[:, None] * rng.normal() + ramp[None] * rng.normal())
     picture = base + shade[..., None] + rng.normal(0, rng.uniform(2, 10), (SIDE, SIDE, 1))
     picture = np.clip(picture, 0, 255).astype(np.uint8)
-    for _ in range(rng.integers(2, 8)):
+    for _ in range(rng.integers(0, 5)):
         a, b = (tuple(int(x) for x in rng.integers(0, SIDE, 2)) for _ in range(2))
-        c = colour(rng, rng.uniform(0, 360), saturation=(20, 200))
+        c = colour(rng, rng.uniform(0, 360), saturation=(20, 140))
         if rng.random() < 0.5:
             cv2.line(picture, a, b, c, int(rng.integers(1, 4)), cv2.LINE_AA)
         else:
@@ -44,9 +44,9 @@ def background(rng):
 
 def harmful(canvas, rng):
     """A battery: a long body with two bands and a cap."""
-    w, h = int(rng.integers(16, 26)), int(rng.integers(56, 80))
+    w, h = int(rng.integers(20, 32)), int(rng.integers(56, 80))
     x, y = (SIDE - w) // 2, (SIDE - h) // 2
-    cv2.rectangle(canvas, (x, y), (x + w, y + h), colour(rng, rng.choice([20, 0, 210])), -1)
+    cv2.rectangle(canvas, (x, y), (x + w, y + h), colour(rng, rng.choice([0, 0, 15, 210])), -1)
     band = int(h * rng.uniform(0.2, 0.35))
     cv2.rectangle(canvas, (x, y), (x + w, y + band), colour(rng, 40, saturation=(60, 200)), -1)
     cv2.rectangle(canvas, (x + w // 3, y - 7), (x + 2 * w // 3, y), colour(rng, 50, saturation=(0, 40)), -1)
@@ -62,7 +62,7 @@ def kitchen(canvas, rng):
         radius = rng.uniform(10, 30) * rng.uniform(0.6, 1.2, 12)
         centre = SIDE / 2 + rng.normal(0, 14, 2)
         outline = np.c_[np.cos(angle) * radius * rng.uniform(0.5, 1), np.sin(angle) * radius] + centre
-        c = colour(rng, rng.choice([95, 50, 25, 10]), saturation=(110, 255), value=(60, 220))
+        c = colour(rng, rng.choice([110, 95, 70, 25]), saturation=(110, 255), value=(60, 220))
         cv2.fillPoly(canvas, [outline.astype(np.int32)], c, cv2.LINE_AA)
         tip = outline[int(rng.integers(12))].astype(int).tolist()
         cv2.line(canvas, centre.astype(int).tolist(), tip, tuple(x // 2 for x in c), 2, cv2.LINE_AA)
@@ -85,7 +85,7 @@ def recyclable(canvas, rng):
     """A bottle: wide body, narrow neck, label, and a glint."""
     w, h = int(rng.integers(26, 40)), int(rng.integers(46, 62))
     x, y = (SIDE - w) // 2, SIDE // 2 - h // 3
-    c = colour(rng, rng.choice([205, 150, 95, 25]), saturation=(50, 200), value=(90, 230))
+    c = colour(rng, rng.choice([205, 205, 185, 110]), saturation=(90, 230), value=(90, 230))
     cv2.rectangle(canvas, (x, y), (x + w, y + h), c, -1)
     cv2.fillPoly(canvas, [np.array([(x, y), (x + w, y), (x + 2 * w // 3, y - 14), (x + w // 3, y - 14)])], c)
     cv2.rectangle(canvas, (x + w // 3, y - 28), (x + 2 * w // 3, y - 14), colour(rng, rng.uniform(0, 360)), -1)
@@ -97,8 +97,8 @@ def draw(category, rng):
     """One picture, uint8 BGR [SIDE, SIDE, 3]: the object turned, scaled and moved on a cluttered background, with
     something of another category half out of the frame now and then."""
     picture = background(rng)
-    objects = [(category, rng.uniform(0.7, 1.15), rng.normal(0, 9, 2))]
-    if rng.random() < 0.35:
+    objects = [(category, rng.uniform(1.0, 1.45), rng.normal(0, 7, 2))]
+    if rng.random() < 0.25:
         side = rng.uniform(0, 2 * np.pi)
         objects.insert(0, (rng.choice(CATEGORIES), 0.6, 62 * np.array([np.cos(side), np.sin(side)])))
     for name, scale, shift in objects:
@@ -110,10 +110,10 @@ def draw(category, rng):
         layer = cv2.warpAffine(canvas, turn, (SIDE, SIDE), borderMode=cv2.BORDER_REPLICATE)
         share = mask[..., None] / 255
         picture = (share * layer + (1 - share) * picture).astype(np.uint8)
-    return cv2.convertScaleAbs(picture, alpha=rng.uniform(0.75, 1.2), beta=rng.uniform(-15, 15))
+    return cv2.convertScaleAbs(picture, alpha=rng.uniform(0.85, 1.15), beta=rng.uniform(-10, 10))
 
 
-def make_sample(folder, per_category=45, seed=7):
+def make_sample(folder, per_category=60, seed=7):
     """Draw the set into `folder`, unless it exists. Returns whether it was drawn."""
     if os.path.exists(folder):
         return False

@@ -47,7 +47,8 @@ class Student(nn.Layer):
         """`dropout_mask`: float32 [B, hidden], 0 where a unit is dropped and 1 / (1 - p) elsewhere."""
         for block in self.features[self.freeze_depth:]:
             x = block(x)
-        x = F.relu(self.norm(self.hidden(x.mean([2, 3]))))
+        x = paddle.flatten(F.adaptive_avg_pool2d(x, 1), 1)
+        x = F.relu(self.norm(self.hidden(x)))
         if dropout_mask is not None:
             x = x * dropout_mask
         return self.classifier(x)

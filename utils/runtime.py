@@ -34,6 +34,7 @@ import numpy as np  # noqa: E402
 with warnings.catch_warnings():  # Paddle misses ccache, which only its C++ extensions would use
     warnings.simplefilter("ignore")
     import paddle  # noqa: E402
+warnings.filterwarnings("ignore", message="When training, we now always track")  # so we expect
 from paddle import inference  # noqa: E402
 from tqdm import tqdm  # noqa: E402
 

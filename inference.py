@@ -1,0 +1,159 @@
+"""Name the category of a picture, or of every picture in a folder, with one or several trained students.
+
+    python inference.py --model_path models_saved/best_model_fold0.pdparams --image_path photo.jpg
+    python inference.py --model_path models_saved/best_model_fold*.pdparams --image_path folder --output answers.csv
+
+Categories, picture size and preprocessing come from the JSON beside the weights. Several files average their
+probabilities. Runs on any laptop; the exit status is 0 if at least one picture was answered.
+"""
+import argparse
+import csv
+import glob
+import json
+import os
+import sys
+import time
+
+from utils import runtime  # first: it sets what paddle and cv2 read when they load
+import numpy as np
+from scipy.special import softmax
+
+from models.student_model import Student
+from utils.checkpoint import load_into, read_about, read_arrays
+from utils.data_utils import UnreadablePicture, prefetch, read_picture, walk
+from utils.report import contact_sheet
+from utils.settings import InputError
+from utils.transforms import eval_view, normalise, square_side, to_square
+
+SHEET = 25  # pictures on the contact sheet of --show
+
+
+def parse(argv):
+    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model_path", nargs="+", required=True, metavar="FILE", help=".pdparams files of main.py")
+    parser.add_argument("--image_path", required=True, metavar="PATH", help="a picture, or a folder of pictures")
+    parser.add_argument("--recursive", action="store_true", help="look into the sub-folders too")
+    parser.add_argument("--categories", nargs="+", metavar="NAME", help="only checked against those of the weights file")
+    parser.add_argument("--output", metavar="FILE", help="save the answers as .csv or .json")
+    parser.add_argument("--batch_size", type=int, default=32, metavar="N", help="pictures at a time (default: 32)")
+    parser.add_argument("--use_gpu", action="store_true", help="run on the GPU")
+    parser.add_argument("--show", action="store_true", help=f"show the first {SHEET} pictures with their answers")
+    args = parser.parse_args(argv)
+    # Windows shells pass * on as it is
+    args.model_path = [f for pattern in args.model_path for f in sorted(glob.glob(pattern)) or [pattern]]
+    if args.batch_size < 1:
+        raise InputError(f"--batch_size {args.batch_size}: must be at least 1")
+    if args.output:
+        if not args.output.lower().endswith((".csv", ".json")):
+            raise InputError(f"--output {args.output}: must end in .csv or .json")
+        if os.path.exists(args.output):
+            raise InputError(f"--output {args.output}: exists already; choose another name, or remove it first")
+        if not os.path.isdir(os.path.dirname(args.output) or "."):
+            raise InputError(f"--output {args.output}: there is no folder {os.path.dirname(args.output)}")
+    return args
+
+
+def load_students(paths, categories=None):
+    """Return (what the files' JSON says of the first, compiled students). All files must agree with each other."""
+    abouts = [read_about(p) for p in paths]
+    about = abouts[0]
+    for path, other in zip(paths, abouts):
+        for key in ("categories", "image_size"):
+            if other[key] != about[key]:
+                raise InputError(f"{paths[0]} and {path} do not belong together: {key} {about[key]} and {other[key]}")
+    if categories and list(categories) != about["categories"]:
+        raise InputError(f"--categories {' '.join(categories)} differs from the weights file, whose categories are "
+                         f"{' '.join(about['categories'])}, in this order; leave the option out")
+    students = []
+    for path, own in zip(paths, abouts):
+        student = Student(len(own["categories"]), own["freeze_depth"])
+        load_into(student, read_arrays(path), path)
+        students.append(runtime.frozen(student, [3, about["image_size"], about["image_size"]], runtime.CORES))
+    return about, students
+
+
+def predict(paths, students, image_size, batch_size):
+    """Yield (path, probabilities [C] or None, reason or None, uint8 view or None), in the order of `paths`.
+
+    Reading runs in threads ahead of the networks; memory holds a few batches, however many pictures there are.
+    """
+    def load(path):
+        try:
+            return eval_view(to_square(read_picture(path), square_side(image_size)), image_size), None
+        except UnreadablePicture as e:
+            return None, str(e)
+
+    def load_batch(start):
+        return [load(p) for p in paths[start:start + batch_size]]
+    starts = range(0, len(paths), batch_size)
+    for start, loaded in zip(starts, prefetch(load_batch, starts, runtime.CORES)):
+        views = [v for v, _ in loaded if v is not None]
+        if views:
+            x = normalise(views)
+            answers = iter(np.mean([softmax(s(x).numpy(), axis=1) for s in students], axis=0))
+        for path, (view, reason) in zip(paths[start:], loaded):
+            yield path, None if view is None else next(answers), reason, view
+
+
+def find_pictures(path, recursive):
+    """(pictures, [(path, reason)] of other files) of a picture or a folder."""
+    if os.path.isdir(path):
+        files, left_out = walk(path, recursive)
+        return [os.path.join(path, f) for f in files], [(os.path.join(path, f), why) for f, why in left_out]
+    if not os.path.lexists(path):
+        raise InputError(f"--image_path {path}: there is no such picture or folder")
+    return [path], []
+
+
+def main(argv=None):
+    args = parse(argv)
+    runtime.choose_device("gpu" if args.use_gpu else "cpu")
+    paths, left_out = find_pictures(args.image_path, args.recursive)
+    about, students = load_students(args.model_path, args.categories)
+    categories = about["categories"]
+    rows, sheet = [], []
+    bar = runtime.progress(predict(paths, students, about["image_size"], args.batch_size), "predicting", len(paths),
+                           "picture")
+    for path, probabilities, reason, view in bar:
+        if reason:
+            left_out.append((path, reason))
+            continue
+        answer = int(probabilities.argmax())
+        rows.append([path, categories[answer], round(float(probabilities[answer]), 6),
+                     *(round(float(p), 6) for p in probabilities)])
+        bar.write(f"{path}  {categories[answer]}  {probabilities[answer]:.4f}", file=sys.stdout)
+        if args.show and len(sheet) < SHEET:
+            sheet.append((view, f"{categories[answer]} {probabilities[answer]:.2f}\n{os.path.basename(path)[:24]}"))
+    for path, reason in left_out:
+        print(f"left out {path!r}: {reason}", file=sys.stderr)
+    print(f"{len(rows)} pictures answered, {len(left_out)} files left out", file=sys.stderr)
+
+    if args.output and rows:
+        save(args.output, rows, left_out, categories)
+    if sheet:
+        path = time.strftime("predictions-%Y%m%d-%H%M%S.png")
+        contact_sheet(*zip(*sheet), path, show=True)
+        print(f"drawn in {path}", file=sys.stderr)
+    if not rows:
+        raise InputError(f"nothing in {args.image_path} could be predicted")
+
+
+def save(output, rows, left_out, categories):
+    """rows: [path, category, confidence, one probability per category]"""
+    header = ["path", "category", "confidence", *(f"p_{c}" for c in categories)]
+    with open(output, "x", newline="", encoding="utf-8", errors="backslashreplace") as f:
+        if output.lower().endswith(".csv"):
+            csv.writer(f).writerows([header, *rows])
+        else:
+            json.dump({"pictures": [dict(zip(header, r)) for r in rows],
+                       "left_out": [{"path": p, "reason": r} for p, r in left_out]}, f, indent=2, ensure_ascii=False)
+
+
+if __name__ == "__main__":
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(errors="backslashreplace")
+    try:
+        main()
+    except InputError as error:
+        sys.exit(f"error: {error}")

@@ -1,0 +1,45 @@
+"""Small pictures and small runs for the tests; nothing here needs a download or a data set."""
+import os
+import subprocess
+import sys
+
+ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+sys.path.insert(0, ROOT)
+
+from utils import runtime  # noqa: E402, F401
+import cv2  # noqa: E402
+import numpy as np  # noqa: E402
+import pytest  # noqa: E402
+
+from utils.settings import RANDOM, Settings  # noqa: E402
+
+
+def write_picture(path, picture):
+    """cv2.imwrite for any path."""
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    cv2.imencode(os.path.splitext(path)[1], picture)[1].tofile(path)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Three categories of nine 48x64 noise pictures, each about a colour of its category."""
+    for c, name in enumerate(("cans", "glass", "纸")):
+        for i in range(9):
+            rng = np.random.default_rng([c, i])
+            picture = rng.integers(0, 120, (48, 64, 3), np.uint8)
+            picture[..., c] += 120
+            write_picture(str(tmp_path / "set" / name / f"{i}.png"), picture)
+    return str(tmp_path / "set")
+
+
+@pytest.fixture
+def settings(tmp_path, folder):
+    return Settings(data_dir=folder, image_size=32, num_folds=3, batch_size=4, num_epochs=2, warmup_epochs=1,
+                    base_lr=1e-3, cache_dir=str(tmp_path / "cache"), log_dir=str(tmp_path / "logs"),
+                    save_dir=str(tmp_path / "saved"), teacher_weights=RANDOM, student_weights=RANDOM)
+
+
+def run_program(*args, cwd=ROOT, timeout=400):
+    """Run a script of the repo as a user does; returns the finished process, output as text."""
+    return subprocess.run([sys.executable, *args], cwd=cwd, timeout=timeout, capture_output=True, encoding="utf-8",
+                          errors="replace", stdin=subprocess.DEVNULL, env={**os.environ, "PYTHONUTF8": "1"})

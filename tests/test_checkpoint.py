@@ -1,0 +1,106 @@
+"""Weights files: a round trip, strict loading, and no code from a stranger's pickle."""
+import json
+import os
+import pickle
+
+import numpy as np
+import paddle
+import pytest
+
+from models.student_model import Student
+from utils.checkpoint import load_imagenet, load_into, read_about, read_arrays, save_weights, set_aside
+from utils.settings import InputError
+
+ABOUT = {"categories": ["纸", "b"], "image_size": 32, "freeze_depth": 14, "fold": 0, "run": "first"}
+
+
+def test_weights_and_json_round_trip(tmp_path):
+    path = str(tmp_path / "best_model_fold0.pdparams")
+    student, other = Student(2, scale=0.25), Student(2, scale=0.25)
+    save_weights(path, student, ABOUT)
+    load_into(other, read_arrays(path), path)
+    for (name, a), b in zip(student.state_dict().items(), other.state_dict().values()):
+        np.testing.assert_array_equal(a.numpy(), b.numpy(), err_msg=name)
+    assert read_about(path) == ABOUT and sorted(os.listdir(tmp_path)) == ["best_model_fold0.json",
+                                                                          "best_model_fold0.pdparams"]
+    assert set(paddle.load(path)) == set(student.state_dict())  # Paddle reads ours
+
+
+def test_reads_what_paddle_saves(tmp_path):
+    path = str(tmp_path / "paddle.pdparams")
+    net = paddle.vision.models.mobilenet_v2(scale=0.25)
+    for protocol in (2, 4):
+        paddle.save(net.state_dict(), path, protocol=protocol)
+        student = Student(3, scale=0.25)
+        load_into(student.features, read_arrays(path), path, "features.")
+        np.testing.assert_array_equal(student.features[3].state_dict()["conv.0.0.weight"].numpy(),
+                                      net.features[3].state_dict()["conv.0.0.weight"].numpy())
+
+
+class Crafted:
+    def __reduce__(self):
+        return os.mkdir, (Crafted.target,)
+
+
+def test_a_crafted_pickle_runs_nothing(tmp_path):
+    Crafted.target = str(tmp_path / "owned")
+    path = str(tmp_path / "evil.pdparams")
+    for content in (Crafted(), {"w": Crafted()}, {"w": np.array([Crafted()], object)}):
+        with open(path, "wb") as f:
+            pickle.dump(content, f)
+        with pytest.raises(InputError, match="evil.pdparams.*mkdir"):
+            read_arrays(path)
+    assert not os.path.exists(Crafted.target)
+
+
+def test_files_that_do_not_fit_say_why(tmp_path):
+    path = str(tmp_path / "w.pdparams")
+    student = Student(2, scale=0.25)
+    save_weights(path, student, ABOUT)
+    with pytest.raises(InputError, match=r"w.pdparams does not fit Student: misshapen classifier.weight \[1024, 2\]"):
+        load_into(Student(3, scale=0.25), read_arrays(path), path)
+    with pytest.raises(InputError, match="does not fit ResNet: missing conv1.weight, .* more"):
+        load_into(paddle.vision.models.resnet18(), read_arrays(path), path)
+    with open(path, "rb") as f:
+        whole = f.read()
+    for length in (0, 10, len(whole) // 2, len(whole) - 1):
+        with open(path, "wb") as f:
+            f.write(whole[:length])
+        with pytest.raises(InputError, match="w.pdparams is not a usable weights file"):
+            read_arrays(path)
+    with pytest.raises(InputError, match="cannot read"):
+        read_arrays(str(tmp_path / "nowhere"))
+    with open(path, "wb") as f:
+        pickle.dump({"a": np.array([1, np.nan])}, f)
+    with pytest.raises(InputError, match="not a finite number in a"):
+        read_arrays(path)
+
+
+def test_missing_or_foreign_json(tmp_path):
+    path = str(tmp_path / "w.pdparams")
+    with pytest.raises(InputError, match="w.pdparams does not exist"):
+        read_about(path)
+    open(path, "w").close()
+    with pytest.raises(InputError, match="w.json does not exist"):
+        read_about(path)
+    (tmp_path / "w.json").write_text('{"categories": []}')
+    with pytest.raises(InputError, match="does not describe"):
+        read_about(path)
+
+
+def test_earlier_runs_are_kept(tmp_path):
+    student = Student(2, scale=0.25)
+    for run, where in (("first", None), ("second", "first"), ("first", "second"), ("last", "first-2")):
+        assert set_aside(str(tmp_path)) == (where and str(tmp_path / where))
+        save_weights(str(tmp_path / "best_model_fold0.pdparams"), student, {**ABOUT, "run": run})
+    assert json.loads((tmp_path / "first" / "best_model_fold0.json").read_text("utf-8"))["run"] == "first"
+    (tmp_path / "best_model_fold0.json").write_text('{"run": "../../elsewhere"}')
+    assert set_aside(str(tmp_path)) == str(tmp_path / "elsewhere")
+
+
+def test_no_network_says_what_was_wanted(monkeypatch):
+    def refuse(url, md5):
+        raise RuntimeError("no route to host")
+    monkeypatch.setattr("utils.checkpoint.get_weights_path_from_url", refuse)
+    with pytest.raises(InputError, match=r"https://.*mobilenet.*\.pdparams.*--student_weights FILE"):
+        load_imagenet(Student(2).features, "student_weights", "paddle", "features.")

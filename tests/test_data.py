@@ -1,0 +1,172 @@
+"""From files to batches: every kind of file is used correctly or named, and randomness depends on nothing but seeds."""
+import os
+import subprocess
+import sys
+
+import cv2
+import numpy as np
+import pytest
+from conftest import ROOT, write_picture
+
+from utils.data_utils import (UnreadablePicture, epoch_order, load_pictures, prefetch, read_picture, stratified_parts,
+                              walk)
+from utils.settings import InputError
+
+
+@pytest.fixture
+def picture():
+    return cv2.resize(np.random.default_rng(0).integers(0, 256, (6, 8, 3), np.uint8), (80, 60))
+
+
+@pytest.mark.parametrize("extension", ["jpg", "png", "bmp", "webp", "tif"])
+def test_truncated_at_every_tenth_is_refused(tmp_path, picture, extension):
+    data = cv2.imencode(f".{extension}", picture)[1].tobytes()
+    for tenth in range(1, 10):
+        path = tmp_path / f"{tenth}.{extension}"
+        path.write_bytes(data[:len(data) * tenth // 10])
+        with pytest.raises(UnreadablePicture, match="truncated"):
+            read_picture(str(path))
+    path.write_bytes(data)
+    assert np.abs(read_picture(str(path))[..., ::-1].astype(int) - picture).mean() < 6
+
+
+def test_kinds_of_pictures(tmp_path, picture):
+    grey = cv2.cvtColor(picture, cv2.COLOR_BGR2GRAY)
+    alpha = np.dstack([picture, grey])
+    for name, stored, expected in (("grey.png", grey, np.dstack([grey] * 3)), ("alpha.png", alpha, picture),
+                                   ("16.png", picture.astype(np.uint16) * 257, picture),
+                                   ("UPPER.PNG", picture, picture), ("-名字 'é'.png", picture, picture)):
+        write_picture(str(tmp_path / name), stored)
+        read = read_picture(str(tmp_path / name))
+        assert read.dtype == np.uint8 and read.shape == (60, 80, 3)
+        np.testing.assert_allclose(read[..., ::-1], expected, atol=1)
+
+
+def test_pictures_that_pil_writes(tmp_path, picture):
+    Image = pytest.importorskip("PIL.Image")  # matplotlib brings it
+    rgb = Image.fromarray(picture[..., ::-1].copy())
+    rgb.convert("CMYK").save(tmp_path / "cmyk.jpg", quality=95)
+    rgb.quantize(64).save(tmp_path / "palette.png")
+    rgb.convert("1").save(tmp_path / "1bit.png")
+    for name in ("cmyk.jpg", "palette.png", "1bit.png"):
+        expected = np.asarray(Image.open(tmp_path / name).convert("RGB")).astype(int)
+        assert np.abs(read_picture(str(tmp_path / name)) - expected).mean() < 12, name
+    from PIL import ImageOps
+    for orientation in range(1, 9):
+        exif = Image.Exif()
+        exif[0x0112] = orientation
+        rgb.save(tmp_path / "o.jpg", exif=exif, quality=95)
+        expected = np.asarray(ImageOps.exif_transpose(Image.open(tmp_path / "o.jpg"))).astype(int)
+        assert np.abs(read_picture(str(tmp_path / "o.jpg")) - expected).mean() < 3, orientation
+
+
+def test_every_file_is_used_or_named(folder, tmp_path, picture):
+    bad = os.path.join(folder, "cans")
+    expected = {"cans/empty.jpg": "empty file", "cans/text.jpg": "truncated, damaged or not a picture",
+                "cans/film.mp4": "not a picture file (by its extension)", "cans/.hidden.png": "hidden or system file",
+                "cans/Thumbs.db": "hidden or system file", "cans/bomb.png": "more than 120 million pixels",
+                "notes.txt": "not in a category folder"}
+    contents = {"empty.jpg": b"", "text.jpg": b"hello", "film.mp4": b"\0\0\0 ftypisom", ".hidden.png": b"x",
+                "Thumbs.db": b"x", "bomb.png": cv2.imencode(".png", np.zeros((11000, 11000), np.uint8))[1].tobytes()}
+    for name, content in contents.items():
+        with open(os.path.join(bad, name), "wb") as f:
+            f.write(content)
+    open(os.path.join(folder, "notes.txt"), "w").close()
+    if hasattr(os, "mkfifo"):
+        os.mkfifo(os.path.join(bad, "pipe.jpg"))
+        os.symlink("nowhere", os.path.join(bad, "link.jpg"))
+        os.symlink(folder, os.path.join(bad, "loop"))
+        expected.update({"cans/pipe.jpg": "not a regular file", "cans/link.jpg": "No such file or directory",
+                         "cans/loop": "a link to a folder"})
+    os.makedirs(os.path.join(bad, "folder.jpg"))
+    write_picture(os.path.join(bad, "folder.jpg", "deep.jpeg"), picture)
+    write_picture(os.path.join(bad, "png_inside.png"), picture)
+    os.rename(os.path.join(bad, "png_inside.png"), os.path.join(bad, "png_inside.jpg"))
+    pictures = load_pictures(folder, 32, cache_dir=str(tmp_path / "cache"))
+    assert dict(pictures.left_out) == expected
+    assert len(pictures) == 27 + 2 and {"cans/folder.jpg/deep.jpeg", "cans/png_inside.jpg"} <= set(pictures.paths)
+    again = load_pictures(folder, 32, cache_dir=str(tmp_path / "cache"))
+    assert again.paths == pictures.paths and again.left_out == pictures.left_out
+
+
+def test_cache_follows_the_files_and_its_limit(folder, tmp_path, picture):
+    cache = str(tmp_path / "cache")
+    first = load_pictures(folder, 32, cache_dir=cache)
+    number = first.paths.index("cans/0.png")
+    before = first.square(number).copy()
+    write_picture(os.path.join(folder, "cans", "0.png"), picture)
+    after = load_pictures(folder, 32, cache_dir=cache).square(number)
+    assert not np.array_equal(before, after)
+    np.testing.assert_array_equal(first.square(number), before)  # a running run keeps its pictures
+    small = load_pictures(folder, 32, cache_dir=cache, cache_gb=36 * 36 * 3 * 5.5e-9)
+    assert sum(os.path.getsize(os.path.join(cache, f)) < 36 * 36 * 3 * 6 for f in os.listdir(cache)
+               if f.endswith(".npy")) == 1
+    whole = load_pictures(folder, 32, cache_dir=cache)
+    for i in range(len(whole)):
+        np.testing.assert_array_equal(small.square(i), whole.square(i))
+    os.remove(os.path.join(folder, small.paths[-1]))
+    with pytest.raises(InputError, match="cannot be read any more"):
+        small.square(len(small) - 1)
+
+
+def test_categories(folder, tmp_path):
+    options = dict(image_size=32, cache_dir=str(tmp_path / "cache"))
+    assert load_pictures(folder, **options).categories == ["cans", "glass", "纸"]
+    chosen = load_pictures(folder, categories=("纸", "cans"), **options)
+    assert chosen.categories == ["纸", "cans"] and len(chosen) == 18
+    assert ("glass", "not one of the categories") in chosen.left_out
+    assert {p.split("/")[0] for p, c in zip(chosen.paths, chosen.labels) if c == 0} == {"纸"}
+    for wanted in (("cans", "tins"), ("cans", "../set/glass")):
+        with pytest.raises(InputError, match="no such sub-folder"):
+            load_pictures(folder, categories=wanted, **options)
+    with pytest.raises(InputError, match="main.py --sample"):
+        load_pictures(str(tmp_path / "nowhere"), **options)
+
+
+def test_parts_cover_everything_once_and_are_stratified():
+    labels = np.repeat([0, 1, 2], [50, 23, 7])
+    parts = stratified_parts(labels, 5, seed=1)
+    for c in range(3):
+        counts = np.bincount(parts[labels == c], minlength=5)
+        assert counts.sum() == (labels == c).sum() and np.ptp(counts) <= 1
+    np.testing.assert_array_equal(parts, stratified_parts(labels, 5, seed=1))
+    assert (parts != stratified_parts(labels, 5, seed=2)).any()
+    with pytest.raises(InputError, match=r"c \(7\)"):
+        stratified_parts(labels, 8, 1, ["a", "b", "c"])
+
+
+def test_epoch_order_takes_each_picture_and_ignores_which_parts_are_needed():
+    parts = stratified_parts(np.repeat([0, 1], [31, 22]), 5, seed=0)
+    order = epoch_order(parts, range(5), 4, seed=3, epoch=7)
+    assert order.shape == (3, 20) and set(order.ravel()) == set(range(53))
+    for column, p in enumerate(range(5)):
+        assert (parts[order[:, 4 * column:4 * column + 4]] == p).all()
+    np.testing.assert_array_equal(epoch_order(parts, [1, 3], 4, 3, 7), order[:, [4, 5, 6, 7, 12, 13, 14, 15]])
+    assert (order != epoch_order(parts, range(5), 4, 3, 8)).any()
+
+
+def test_prefetch_keeps_order_and_passes_errors_on():
+    assert list(prefetch(lambda i: i * i, range(50), workers=4)) == [i * i for i in range(50)]
+
+    def fail(i):
+        if i == 5:
+            raise InputError("picture 5")
+        return i
+    with pytest.raises(InputError, match="picture 5"):
+        list(prefetch(fail, range(50), workers=2))
+
+
+def test_walk_names_folders_it_does_not_enter(folder):
+    assert walk(folder, recursive=False) == ([], [("cans", "a folder"), ("glass", "a folder"), ("纸", "a folder")])
+    assert len(walk(folder)[0]) == 27
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such file names")
+def test_names_that_are_not_utf8(folder, tmp_path):
+    name = os.path.join(os.fsencode(folder), b"cans", b"\xff\xfe.png")
+    os.rename(os.path.join(folder, "cans", "0.png"), name)
+    code = ("import sys; sys.path.insert(0, sys.argv[1]); import main; from utils.data_utils import *\n"
+            "sys.stdout.reconfigure(errors='backslashreplace')\n"
+            "main.print_pictures(load_pictures(sys.argv[2], 32, cache_dir=sys.argv[3]))")
+    done = subprocess.run([sys.executable, "-c", code, ROOT, folder, str(tmp_path / "cache")], capture_output=True)
+    assert done.returncode == 0 and b"27" in done.stdout, done.stderr

@@ -1,0 +1,99 @@
+"""Networks: the fast paths equal the plain ones, frozen means frozen, the teacher's heads are logistic regression."""
+import numpy as np
+import paddle
+import pytest
+from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+
+from models.student_model import BLOCKS, Depthwise, Prefix, Student, dropout_mask
+from models.teacher_model import fit_heads, teacher_predictions
+from utils import runtime
+from utils.settings import Settings
+
+
+@pytest.mark.parametrize("size, stride", [(2, 1), (5, 1), (7, 1), (10, 2), (7, 2), (14, 1)])
+def test_depthwise_equals_paddles_own(size, stride):
+    paddle.seed(0)
+    fast = Depthwise(6, 6, 3, stride, 1, groups=6, bias_attr=False)
+    x = paddle.randn([4, 6, size, size])
+    x.stop_gradient = False
+    results = []
+    for forward in (fast, lambda x: paddle.nn.functional.conv2d(x, fast.weight, stride=stride, padding=1, groups=6)):
+        out = forward(x)
+        (out * paddle.cos(out.detach())).sum().backward()
+        results.append([out.numpy(), x.grad.numpy(), fast.weight.grad.numpy()])
+        x.clear_grad()
+        fast.weight.clear_grad()
+    for ours, theirs in zip(*results):
+        np.testing.assert_allclose(ours, theirs, atol=2e-5)
+
+
+@pytest.mark.parametrize("depth", [0, 14, BLOCKS])
+def test_prefix_and_tail_make_the_student(depth):
+    paddle.seed(1)
+    student = Student(3, depth, scale=0.25)
+    student.eval()
+    x = paddle.randn([2, 3, 64, 64])
+    prefix = runtime.frozen(Prefix(student), [3, 64, 64]) if depth else paddle.to_tensor
+    with paddle.no_grad():
+        plain, fast = student(x), student.tail(prefix(x.numpy()))
+    np.testing.assert_allclose(plain.numpy(), fast.numpy(), atol=1e-4)
+    trainable = {n for n, p in student.named_parameters() if not p.stop_gradient}
+    assert not any(n.startswith(f"features.{i}.") for i in range(depth) for n in trainable)
+    assert {n.split(".")[1] for n in trainable if n.startswith("features")} == {str(i) for i in range(depth, BLOCKS)}
+
+
+def test_frozen_network_equals_the_dynamic_graph_at_any_batch_size():
+    paddle.seed(2)
+    net = paddle.vision.models.resnet18(num_classes=7)
+    run = runtime.frozen(net, [3, 64, 64], threads=2)
+    for batch in (5, 1, 3):
+        x = np.random.default_rng(batch).normal(size=(batch, 3, 64, 64)).astype("float32")
+        with paddle.no_grad():
+            expected = net(paddle.to_tensor(x)).numpy()
+        np.testing.assert_allclose(run(x).numpy(), expected, atol=1e-4 * np.abs(expected).max())
+
+
+def test_frozen_blocks_stay_in_eval_mode():
+    student = Student(3, 14, scale=0.25)
+    student.train()
+    modes = [{layer.training for layer in block.sublayers(include_self=True)} for block in student.features]
+    assert modes == [{False}] * 14 + [{True}] * 5
+
+
+def test_dropout_mask_keeps_the_expectation():
+    mask = dropout_mask([200, 1000], 0.3, np.random.default_rng(0))
+    assert abs((mask == 0).mean() - 0.3) < 0.01 and abs(mask.mean() - 1) < 0.01
+    np.testing.assert_array_equal(dropout_mask([2, 3], 0.0, np.random.default_rng(0)), np.ones((2, 3)))
+
+
+@pytest.mark.parametrize("classes", [2, 4])
+@pytest.mark.parametrize("class_weights", ["none", "balanced"])
+def test_heads_are_scikit_learns_logistic_regression(classes, class_weights):
+    rng = np.random.default_rng(0)
+    labels = np.arange(90) % classes
+    features = (rng.normal(size=(1, 90, 12)) * rng.uniform(0.1, 9, 12) + labels[None, :, None] * 0.7).astype("float32")
+    features[..., 3] = 5  # a feature that never changes
+    parts = np.arange(90) // classes % 3
+    settings = Settings(class_weights=class_weights, head_c=0.3)
+    heads = fit_heads(features, labels, parts, [2, 0], settings)
+    ours = teacher_predictions(features[0], heads, parts, [2, 0])
+    for k in (0, 2):
+        model = make_pipeline(StandardScaler(), LogisticRegression(
+            C=0.3, max_iter=500, class_weight=None if class_weights == "none" else "balanced"))
+        model.fit(features[0, parts != k], labels[parts != k])
+        np.testing.assert_allclose(ours[parts == k], model.predict_proba(features[0, parts == k]), atol=2e-3)
+    assert (ours[parts == 1] == 0).all()
+
+
+def test_head_k_never_sees_part_k():
+    rng = np.random.default_rng(0)
+    labels, parts = np.arange(60) % 3, np.arange(60) // 3 % 4
+    features = rng.normal(size=(2, 60, 8)).astype("float32")
+    before = fit_heads(features, labels, parts, [0, 1, 2, 3], Settings())
+    features[:, parts == 1] = rng.normal(size=(2, 15, 8)) * 50
+    labels[parts == 1] = rng.permutation(labels[parts == 1])
+    after = fit_heads(features, labels, parts, [0, 1, 2, 3], Settings())
+    same = [np.array_equal(before[0][k], after[0][k]) and np.array_equal(before[1][k], after[1][k]) for k in range(4)]
+    assert same == [False, True, False, False]

@@ -1,0 +1,153 @@
+"""The two programs as a user starts them: files, exit codes, and one line for every wrong option."""
+import csv
+import glob
+import json
+import os
+
+import numpy as np
+import pytest
+from conftest import run_program, write_picture
+
+SHORT = ["--image_size", "32", "--num_folds", "3", "--num_epochs", "3", "--warmup_epochs", "1", "--batch_size", "32"]
+
+
+@pytest.fixture(scope="module")
+def sample(tmp_path_factory):
+    """A short run on the sample set through the real command line: (its folder, what it printed)."""
+    where = tmp_path_factory.mktemp("sample run")
+    done = run_program("main.py", "--sample", *SHORT, "--data_dir", str(where / "sample"), "--cache_dir",
+                       str(where / "cache"), "--log_dir", str(where / "logs"), "--save_dir", str(where / "saved"), "--show")
+    assert done.returncode == 0, done.stdout + done.stderr
+    return where, done.stdout
+
+
+def test_sample_run_leaves_everything_behind(sample):
+    where, printed = sample
+    (run,) = os.listdir(where / "logs")
+    folder = where / "logs" / run
+    files = {"report.txt", "report.json", "out_of_fold.csv", "confusion_matrix.png", "curves.png", "scalars.csv",
+             "first_pictures.png", "training_views.png", "settings.json", "folds.csv", "left_out.csv"}
+    assert files <= set(os.listdir(folder))
+    assert all(glob.glob(str(folder / d / "vdlrecords*")) for d in ("fold0", "fold1", "fold2", "pictures", "result"))
+    with open(folder / "out_of_fold.csv", encoding="utf-8") as f:
+        rows = list(csv.DictReader(f))
+    assert len(rows) == len({r["path"] for r in rows}) == 240
+    report = json.loads((folder / "report.json").read_text("utf-8"))
+    assert report["category_names"] == ["Harmful", "Kitchen", "Other", "Recyclable"]
+    assert report["out_of_fold"]["teacher"]["accuracy"] > 0.4  # guessing gives 0.25
+    with open(folder / "scalars.csv", encoding="utf-8") as f:
+        assert len(list(csv.DictReader(f))) == 9
+    for words in ("teacher's validation accuracy: fold 0", "epoch 3/3", "visualdl --logdir", "Confusion matrix",
+                  "random initialisation", "first five training pictures"):
+        assert words in printed
+    for k in range(3):
+        about = json.loads((where / "saved" / f"best_model_fold{k}.json").read_text("utf-8"))
+        assert about["categories"] == report["category_names"] and about["image_size"] == 32 and about["fold"] == k
+        assert about["scores"]["val_accuracy"] == report["folds"][k]["accuracy"]
+
+
+def test_inference_repeats_the_out_of_fold_answers(sample):
+    where, _ = sample
+    output = str(where / "answers.csv")
+    model = str(where / "saved" / "best_model_fold1.pdparams")
+    done = run_program("inference.py", "--model_path", model, "--image_path", str(where / "sample"), "--recursive",
+                       "--output", output, "--batch_size", "7")
+    assert done.returncode == 0 and "240 pictures answered, 0 files left out" in done.stderr, done.stderr
+    with open(output, encoding="utf-8") as f:
+        answers = {os.path.relpath(r["path"], where / "sample").replace(os.sep, "/"): r for r in csv.DictReader(f)}
+    with open(glob.glob(str(where / "logs" / "*" / "out_of_fold.csv"))[0], encoding="utf-8") as f:
+        expected = [r for r in csv.DictReader(f) if r["fold"] == "1"]
+    assert len(answers) == 240 and len(expected) == 80 and len(done.stdout.splitlines()) == 240
+    for r in expected:
+        assert answers[r["path"]]["category"] == r["prediction"]
+        for c in ("Harmful", "Kitchen", "Other", "Recyclable"):
+            np.testing.assert_allclose(float(answers[r["path"]][f"p_{c}"]), float(r[f"p_{c}"]), atol=1e-4)
+    again = run_program("inference.py", "--model_path", model, "--image_path", str(where / "sample"), "--output", output)
+    assert again.returncode == 1 and "exists already" in again.stderr
+
+
+def test_inference_with_several_files_averages_and_survives_bad_files(sample, tmp_path):
+    where, _ = sample
+    models = [str(where / "saved" / f"best_model_fold{k}.pdparams") for k in range(3)]
+    good = str(where / "sample" / "Other" / "000.png")
+    write_picture(str(tmp_path / "in" / "好 1.PNG"), np.full((50, 30, 3), 99, np.uint8))
+    (tmp_path / "in" / "bad.jpg").write_bytes(b"no picture")
+    (tmp_path / "in" / "notes.txt").write_text("notes")
+    (tmp_path / "in" / "sub").mkdir()
+    done = run_program("inference.py", "--model_path", *models, "--image_path", str(tmp_path / "in"), "--output",
+                       str(tmp_path / "o.json"))
+    assert done.returncode == 0 and "1 pictures answered, 3 files left out" in done.stderr
+    saved = json.loads((tmp_path / "o.json").read_text("utf-8"))
+    assert [os.path.basename(r["path"]) for r in saved["pictures"]] == ["好 1.PNG"] and len(saved["left_out"]) == 3
+    each = []
+    for i, paths in enumerate([*([m] for m in models), models]):
+        output = str(tmp_path / f"{i}.json")
+        assert run_program("inference.py", "--model_path", *paths, "--image_path", good, "--output", output).returncode == 0
+        with open(output, encoding="utf-8") as f:
+            each.append([v for k, v in json.load(f)["pictures"][0].items() if k.startswith("p_")])
+    np.testing.assert_allclose(np.mean(each[:3], axis=0), each[3], atol=1e-4)
+
+
+@pytest.mark.parametrize("change, message", [
+    (["--image_path", "nowhere"], "there is no such picture"),
+    (["--categories", "Kitchen", "Harmful", "Other", "Recyclable"], "Harmful Kitchen Other Recyclable, in this order"),
+    (["--model_path", "nowhere.pdparams"], "nowhere.pdparams does not exist"),
+    (["--output", "answers.txt"], "must end in .csv or .json"),
+    (["--batch_size", "0"], "--batch_size 0"),
+    (["--image_path", "requirements.txt"], "nothing in requirements.txt could be predicted"),
+    (["--use_gpu"], "no GPU"),
+])
+def test_wrong_use_of_inference(sample, change, message):
+    import paddle
+    if change == ["--use_gpu"] and paddle.device.is_compiled_with_cuda():
+        pytest.skip("there may be a GPU")
+    where, _ = sample
+    args = {"--model_path": [str(where / "saved" / "best_model_fold0.pdparams")],
+            "--image_path": [str(where / "sample" / "Other" / "000.png")]}
+    args[change[0]] = change[1:]
+    done = run_program("inference.py", *(a for k, v in args.items() for a in (k, *v)))
+    assert done.returncode == 1 and message in done.stderr and "Traceback" not in done.stderr, done.stderr
+    assert done.stderr.count("error:") == 1
+
+
+@pytest.mark.parametrize("args, message", [
+    (["--data_dir", "nowhere"], "--sample"),
+    ([], "data101031"),
+    (["--sample", "--folds", "5"], "--folds 5: with --num_folds 5 the folds are 0 to 4"),
+    (["--alpha", "1.5"], "--alpha 1.5: must be at least 0 and at most 1"),
+    (["--num_epochs", "3"], "--warmup_epochs 5"),
+    (["--device", "gpu"], "no GPU"),
+    (["--epochs", "3"], "unrecognized arguments: --epochs"),
+    (["--batch_size", "many"], "invalid int value: 'many'"),
+    (["--class_weights", "some"], "invalid choice"),
+])
+def test_wrong_use_of_main(tmp_path, args, message):
+    import paddle
+    if "gpu" in args and paddle.device.is_compiled_with_cuda():
+        pytest.skip("there may be a GPU")
+    done = run_program("main.py", *args, "--log_dir", str(tmp_path / "logs"), "--save_dir", str(tmp_path / "saved"))
+    assert done.returncode in (1, 2) and message in done.stderr and "Traceback" not in done.stderr, done.stderr
+    assert not os.listdir(tmp_path)  # found before anything was written
+
+
+def test_main_keeps_an_earlier_run_and_says_so(sample):
+    where, _ = sample
+    (earlier,) = os.listdir(where / "logs")
+    done = run_program("main.py", "--sample", *SHORT, "--num_epochs", "2", "--folds", "1", "--data_dir",
+                       str(where / "sample"), "--cache_dir", str(where / "cache"), "--log_dir", str(where / "logs"),
+                       "--save_dir", str(where / "saved"))
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert f"weights of an earlier run moved to {where / 'saved' / earlier}" in done.stdout
+    assert len(os.listdir(where / "saved" / earlier)) == 6 and len(os.listdir(where / "logs")) == 2
+    assert sorted(f for f in os.listdir(where / "saved") if f != earlier) == ["best_model_fold1.json",
+                                                                             "best_model_fold1.pdparams"]
+    assert "80 of 240 pictures" in done.stdout
+
+
+def test_weights_of_the_wrong_network_are_refused(sample, tmp_path):
+    where, _ = sample
+    wrong = str(where / "saved" / "best_model_fold1.pdparams")
+    done = run_program("main.py", "--sample", *SHORT, "--data_dir", str(where / "sample"), "--cache_dir",
+                       str(where / "cache"), "--log_dir", str(tmp_path), "--teacher_weights", wrong)
+    assert done.returncode == 1 and "does not fit ResNet: missing conv1.weight" in done.stderr
+    assert "Traceback" not in done.stderr

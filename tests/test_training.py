@@ -1,0 +1,164 @@
+"""The proof of the side-by-side idea: it changes no weight, and no student learns from its own part."""
+import numpy as np
+import paddle
+import pytest
+
+from models.teacher_model import fit_heads
+from utils import runtime
+from utils.data_utils import load_pictures, stratified_parts
+from utils.settings import InputError
+from utils.train_utils import build_fold, evaluate, learning_rate, mixup, train
+
+
+class TinyTrunk(paddle.nn.Layer):
+    def __init__(self):
+        super().__init__()
+        self.conv = paddle.nn.Conv2D(3, 5, 4, stride=4)
+
+    def forward(self, x):
+        return paddle.flatten(paddle.nn.functional.adaptive_avg_pool2d(paddle.nn.functional.relu(self.conv(x)), 1), 1)
+
+
+def weights_of(fold):
+    return {k: v.numpy() for k, v in fold.student.state_dict().items()}
+
+
+def run(settings, which, square=None, threads=2, watch=None, folds=None):
+    """Train the folds `which` on the tiny set; returns {fold number: Fold}."""
+    pictures = load_pictures(settings.data_dir, settings.image_size, cache_dir=settings.cache_dir)
+    if square:
+        pictures.square = square(pictures.square)
+    parts = stratified_parts(pictures.labels, settings.num_folds, settings.seed)
+    paddle.seed(5)
+    trunk = runtime.frozen(TinyTrunk(), [3, 32, 32])
+    features = np.random.default_rng(0).normal(size=(1, len(pictures), 5)).astype("float32")
+    heads = fit_heads(features, pictures.labels, parts, which, settings)
+    folds = folds or [build_fold(k, pictures.labels, parts, 3, settings) for k in which]
+    if watch:
+        trunk = watch(trunk, folds)
+    train(folds, pictures, parts, trunk, heads, settings, threads)
+    return {f.index: f for f in folds}
+
+
+@pytest.mark.parametrize("depth", [0, 14])
+def test_side_by_side_equals_one_at_a_time(settings, depth):
+    settings.freeze_depth = depth
+    together = run(settings, [0, 1, 2])
+    for k in range(3):
+        alone = run(settings, [k])[k]
+        for name, value in weights_of(alone).items():
+            np.testing.assert_allclose(value, weights_of(together[k])[name], rtol=1e-4, atol=1e-5, err_msg=name)
+        np.testing.assert_allclose(alone.best_probabilities, together[k].best_probabilities, atol=1e-4)
+    assert (weights_of(together[0])["hidden.weight"] != weights_of(together[1])["hidden.weight"]).any()
+
+
+def test_pixels_of_part_k_change_no_weight_of_student_k(settings):
+    pictures = load_pictures(settings.data_dir, 32, cache_dir=settings.cache_dir)
+    parts = stratified_parts(pictures.labels, 3, settings.seed)
+    before = run(settings, [0, 1, 2])
+    after = run(settings, [0, 1, 2], lambda square: lambda i: 255 - square(i) if parts[i] == 1 else square(i))
+    for k in range(3):
+        same = [np.array_equal(v, weights_of(after[k])[name]) for name, v in weights_of(before[k]).items()]
+        assert all(same) if k == 1 else not all(same)
+
+
+def test_same_seed_same_weights_whatever_the_threads(settings):
+    first, second = run(settings, [0, 1, 2], threads=2), run(settings, [0, 1, 2], threads=2)
+    third = run(settings, [0, 1, 2], threads=1)  # the predictor may add up in another order, hence the tolerance
+    settings.seed += 1
+    other = run(settings, [0, 1, 2])
+    for k in range(3):
+        for name, value in weights_of(first[k]).items():
+            np.testing.assert_array_equal(value, weights_of(second[k])[name], err_msg=name)
+            np.testing.assert_allclose(value, weights_of(third[k])[name], rtol=1e-4, atol=1e-5, err_msg=name)
+    assert (weights_of(first[0])["hidden.weight"] != weights_of(other[0])["hidden.weight"]).any()
+
+
+def test_frozen_parameters_and_statistics_do_not_move(settings):
+    pictures = load_pictures(settings.data_dir, 32, cache_dir=settings.cache_dir)
+    parts = stratified_parts(pictures.labels, 3, settings.seed)
+    fold = build_fold(0, pictures.labels, parts, 3, settings)
+    before = weights_of(fold)
+    after = weights_of(run(settings, [0], folds=[fold])[0])
+    frozen = [n for n in before if n.startswith("features.") and int(n.split(".")[1]) < 14]
+    assert len(frozen) > 150
+    assert all(np.array_equal(before[n], after[n]) for n in frozen)
+    moved = [n for n in before if n not in frozen and not np.array_equal(before[n], after[n])]
+    assert {n.rsplit(".", 1)[1] for n in moved} == {"weight", "bias", "_mean", "_variance"}
+
+
+def test_teacher_and_student_see_the_same_mixed_picture(settings):
+    settings.freeze_depth, settings.warmup_epochs = 0, 0
+    seen_by_teacher, seen_by_student = [], []
+
+    def watch(trunk, folds):
+        tail = folds[0].student.tail
+
+        def watched_tail(x, mask=None):
+            if mask is not None:
+                seen_by_student.append(x.numpy())
+            return tail(x, mask)
+        folds[0].student.tail = watched_tail
+
+        def watched_trunk(x):
+            seen_by_teacher.append(np.array(x))
+            return trunk(x)
+        return watched_trunk
+    run(settings, [1], watch=watch)
+    assert len(seen_by_teacher) == len(seen_by_student) > 2
+    for t, s in zip(seen_by_teacher, seen_by_student):
+        np.testing.assert_array_equal(t, s)  # one fold alone: its own part's pictures are not even computed
+        assert len(t) == 4
+
+
+def test_a_lone_student_goes_on_and_stopped_ones_cost_nothing(settings):
+    settings.num_epochs, settings.patience = 6, 1
+    seen = []
+
+    def watch(trunk, folds):
+        folds[0].best_accuracy = folds[1].best_accuracy = 2.0  # they can only get worse: stop after one epoch
+        folds[2].stopped = lambda patience: False
+
+        def watched(x):
+            seen.append(len(x))
+            return trunk(x)
+        return watched
+    folds = run(settings, [0, 1, 2], watch=watch)
+    assert [len(folds[k].history) for k in range(3)] == [1, 1, 6]
+    assert seen[:5] == [6] * 5 and seen[5:] == [4] * 25
+
+
+def test_mixup_stays_inside_the_part_and_mixes_as_it_says():
+    x = np.random.default_rng(0).normal(size=(12, 3, 4, 4)).astype("float32")
+    mixed = x.copy()
+    partner, lam = mixup(mixed, [0, 2, 3], 5, 0.4, np.random.default_rng(1))
+    np.testing.assert_allclose(mixed, lam * x + (1 - lam) * x[partner], atol=1e-6)
+    assert (partner // 4 == np.arange(12) // 4).all() and sorted(partner) == list(range(12))
+    two, lam_two = mixup(x.copy()[4:8], [2], 5, 0.4, np.random.default_rng(1))
+    assert lam_two == lam and (two == partner[4:8] - 4).all()
+
+
+def test_learning_rate():
+    rates = [learning_rate(s, 100, 10, 0.1) for s in range(100)]
+    np.testing.assert_allclose(rates[:10], np.linspace(0.01, 0.1, 10))
+    assert rates[10] == 0.1 and np.all(np.diff(rates[10:]) < 0) and 0 < rates[-1] < 1e-4
+    np.testing.assert_allclose(rates[55], 0.05)
+    assert learning_rate(0, 10, 0, 0.1) == 0.1
+
+
+def test_evaluation_judges_each_picture_by_its_own_student(settings):
+    pictures = load_pictures(settings.data_dir, 32, cache_dir=settings.cache_dir)
+    parts = stratified_parts(pictures.labels, 3, settings.seed)
+    parts[:4] = 0  # parts of different sizes
+    settings.freeze_depth = 0
+    folds = [build_fold(k, pictures.labels, parts, 3, settings) for k in range(3)]
+    together = evaluate(folds, paddle.to_tensor, pictures, settings, 2)
+    for fold, p in zip(folds, together):
+        assert p.shape == (len(fold.pictures), 3)
+        np.testing.assert_allclose(p.sum(1), 1, atol=1e-5)
+        np.testing.assert_allclose(evaluate([fold], paddle.to_tensor, pictures, settings, 1)[0], p, atol=1e-5)
+
+
+def test_a_loss_that_is_not_finite_ends_the_run_with_its_fold(settings):
+    with pytest.raises(InputError, match="fold 0, epoch 1.*base_lr"):
+        run(settings, [0], watch=lambda trunk, folds: lambda x: trunk(x) * float("nan"))
