@@ -155,5 +155,7 @@ if __name__ == "__main__":
         stream.reconfigure(errors="backslashreplace")
     try:
         main()
-    except InputError as error:
+    except (InputError, OSError) as error:
         sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        sys.exit(130)

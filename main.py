@@ -16,16 +16,17 @@ import time
 
 from utils import runtime  # first: it sets what paddle and cv2 read when they load
 import numpy as np
+import paddle
 from sklearn.metrics import balanced_accuracy_score
 
 from data.make_sample import make_sample
 from models.teacher_model import Trunk, extract_features, fit_heads, teacher_predictions
-from utils.checkpoint import load_imagenet, new_folder, save_weights, set_aside
-from utils.data_utils import VIEW, epoch_order, load_pictures, read_picture, stratified_parts
+from utils.checkpoint import imagenet_weights, load_into, new_folder, save_weights, set_aside
+from utils.data_utils import VIEW, epoch_order, find_categories, load_pictures, read_picture, stratified_parts
 from utils.report import build_report, contact_sheet, write_report
 from utils.run_log import RunLog
 from utils.settings import RANDOM, InputError, parse
-from utils.train_utils import build_fold, train
+from utils.train_utils import build_fold, pictures_per_part, train
 from utils.transforms import MEAN, STD, eval_view, square_side, train_view
 
 
@@ -34,36 +35,46 @@ def main(argv=None):
     device = runtime.choose_device(settings.device)
     threads = settings.threads or runtime.CORES
     print(f"device {device}, {threads} threads; " + ", ".join(f"{k} {v}" for k, v in runtime.versions().items()))
-
-    # Pictures, and the parts that they are cut into
     if sample and make_sample(settings.data_dir):
         print(f"drew the sample set {settings.data_dir}")
-    pictures = load_pictures(settings.data_dir, settings.image_size, settings.categories, settings.cache_dir,
+    categories = find_categories(settings.data_dir, settings.categories)
+    teacher_source, teacher_arrays = imagenet_weights("teacher_weights", settings.teacher_weights)
+    student_source, student_arrays = imagenet_weights("student_weights", settings.student_weights)
+
+    # Pictures, and the parts that they are cut into
+    pictures = load_pictures(settings.data_dir, settings.image_size, categories, settings.cache_dir,
                              settings.cache_gb, threads)
     print_pictures(pictures)
     parts = stratified_parts(pictures.labels, settings.num_folds, settings.seed, pictures.categories)
     trained = sorted(settings.folds) or list(range(settings.num_folds))
     for k in trained:
         print(f"fold {k}: {(parts != k).sum()} pictures to train on, {(parts == k).sum()} to validate on")
+    b = pictures_per_part(settings)
+    print(f"a step takes {b} pictures from each part, a student sees {b * (settings.num_folds - 1)} of them"
+          + ("; mixup needs two of a part and stays off: raise --batch_size" if b == 1 and settings.mixup_alpha else ""))
 
     # Where this run writes
     folder = new_folder(settings.log_dir, time.strftime("%Y%m%d-%H%M%S"))
     run = os.path.basename(folder)
+    os.makedirs(settings.save_dir, exist_ok=True)
     record_run(folder, settings, pictures, parts)
     log = RunLog(folder)
     print(f"run {run}, written to {folder}; to watch: visualdl --logdir {settings.log_dir} --port 8040 --language en")
     show_pictures(folder, log, pictures, parts, trained, settings)
 
     # The networks: the teacher's trunk for all folds, one student per fold, all from the same start
+    paddle.seed(settings.seed)
     trunk = Trunk()
-    print("teacher: ResNet50,", load_imagenet(trunk.resnet, "teacher_weights", settings.teacher_weights))
+    if teacher_arrays:
+        load_into(trunk.resnet, teacher_arrays, teacher_source)
     trunk = runtime.frozen(trunk, [3, settings.image_size, settings.image_size], threads)
 
-    def pretrained(layer):
-        load_imagenet(layer, "student_weights", settings.student_weights, "features.")
+    def pretrained(features):
+        if student_arrays:
+            load_into(features, student_arrays, student_source, "features.")
     folds = [build_fold(k, pictures.labels, parts, len(pictures.categories), settings, pretrained) for k in trained]
-    print(f"students: {len(folds)} x MobileNetV2, {settings.student_weights} weights, {settings.freeze_depth} of 19 "
-          "blocks frozen")
+    print(f"teacher: ResNet50, {teacher_source}\nstudents: {len(folds)} x MobileNetV2, {student_source}, "
+          f"{settings.freeze_depth} of 19 blocks frozen")
     if RANDOM in (settings.teacher_weights, settings.student_weights):
         print("note: networks from random initialisation, good for trying the program, not for good figures")
 
@@ -84,7 +95,8 @@ def main(argv=None):
             log.scores(f.index, f.history[-1])
             if f.best_epoch == epoch:
                 save_weights(weights_path(settings, f), f.student, describe(f, run, settings, pictures))
-        print_epoch(epoch, active, seconds, settings)
+        print_epoch(epoch, folds, active, seconds, settings)
+    print("each epoch: loss and accuracy in training | in validation; * a new peak, its weights are saved")
     train(folds, pictures, parts, trunk, heads, settings, threads, on_epoch)
 
     # The report: every picture once, by the student that never saw it
@@ -171,16 +183,15 @@ def describe(fold, run, settings, pictures):
         "settings": settings.to_json(), "versions": runtime.versions()}
 
 
-def print_epoch(epoch, active, seconds, settings):
-    """One line: mean over folds, then each fold; * marks a new peak, whose weights were saved."""
-    last = [f.history[-1] for f in active]
-    mean = {k: np.mean([h[k] for h in last]) for k in last[0]}
+def print_epoch(epoch, folds, active, seconds, settings):
+    """One line: the mean over all folds (a stopped one counts with its best epoch), then each fold that trained."""
+    kept = [f.history[-1 if f in active else f.best_epoch - 1] for f in folds]
+    mean = {key: np.mean([h[key] for h in kept]) for key in kept[0]}
 
-    def pair(h, mark=""):
-        return (f"{h['train_loss']:.3f} {h['train_accuracy']:.3f} | {h['val_loss']:.3f} {h['val_accuracy']:.3f}{mark}")
-    print(f"epoch {epoch}/{settings.num_epochs} {seconds:.0f} s, train loss acc | val loss acc: mean {pair(mean)}; "
-          + "; ".join(f"fold {f.index} {pair(f.history[-1], '*' if f.best_epoch == epoch else '')}" for f in active),
-          flush=True)
+    def figures(h):
+        return f"{h['train_loss']:.3f} {h['train_accuracy']:.3f} | {h['val_loss']:.3f} {h['val_accuracy']:.3f}"
+    print(f"epoch {epoch}/{settings.num_epochs}, {seconds:.0f} s: mean {figures(mean)}; " + "; ".join(
+        f"fold {f.index} {figures(f.history[-1])}{'*' if f.best_epoch == epoch else ''}" for f in active))
     for f in active:
         if f.stopped(settings.patience):
             print(f"fold {f.index} stops early: best validation accuracy {f.best_accuracy:.4f} at epoch {f.best_epoch}")
@@ -188,8 +199,12 @@ def print_epoch(epoch, active, seconds, settings):
 
 if __name__ == "__main__":
     for stream in (sys.stdout, sys.stderr):
-        stream.reconfigure(errors="backslashreplace")  # file names that the terminal cannot show
+        # file names that the terminal cannot show; lines at once, also into a file
+        stream.reconfigure(errors="backslashreplace", line_buffering=True)
     try:
         main()
-    except InputError as error:
+    except (InputError, OSError) as error:
         sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        print("stopped; the best weights so far are kept", file=sys.stderr)
+        sys.exit(130)

@@ -70,11 +70,13 @@ def fit_heads(features, labels, parts, folds, settings, threads=1):
 
     def fit(k):
         rows = parts != k
-        x = features[:, rows].reshape(-1, features.shape[2])
+        x = features[:, rows].reshape(-1, features.shape[2])  # a copy, scaled in place below: it is large
         mean, std = x.mean(0), x.std(0)
         std[std < 1e-12] = 1
         model = LogisticRegression(C=settings.head_c, max_iter=500, class_weight=class_weight)
-        model.fit((x - mean) / std, np.tile(labels[rows], len(features)))
+        x -= mean
+        x /= std
+        model.fit(x, np.tile(labels[rows], len(features)))
         coef, bias = model.coef_, model.intercept_
         if num_classes == 2:  # scikit-learn keeps one row for two classes
             coef, bias = np.concatenate([-coef, coef]) / 2, np.concatenate([-bias, bias]) / 2

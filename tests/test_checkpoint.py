@@ -8,7 +8,7 @@ import paddle
 import pytest
 
 from models.student_model import Student
-from utils.checkpoint import load_imagenet, load_into, read_about, read_arrays, save_weights, set_aside
+from utils.checkpoint import imagenet_weights, load_into, read_about, read_arrays, save_weights, set_aside
 from utils.settings import InputError
 
 ABOUT = {"categories": ["纸", "b"], "image_size": 32, "freeze_depth": 14, "fold": 0, "run": "first"}
@@ -40,6 +40,14 @@ def test_reads_what_paddle_saves(tmp_path):
 class Crafted:
     def __reduce__(self):
         return os.mkdir, (Crafted.target,)
+
+
+def test_half_precision_weights_load_too(tmp_path):
+    path = str(tmp_path / "w.pdparams")
+    net, student = (paddle.vision.models.mobilenet_v2(scale=0.25) for _ in range(2))
+    paddle.save({k: v.astype("float16") for k, v in net.state_dict().items()}, path)
+    load_into(student, read_arrays(path), path)
+    np.testing.assert_allclose(student.classifier[1].weight.numpy(), net.classifier[1].weight.numpy(), rtol=1e-3, atol=1e-6)
 
 
 def test_a_crafted_pickle_runs_nothing(tmp_path):
@@ -83,9 +91,10 @@ def test_missing_or_foreign_json(tmp_path):
     open(path, "w").close()
     with pytest.raises(InputError, match="w.json does not exist"):
         read_about(path)
-    (tmp_path / "w.json").write_text('{"categories": []}')
-    with pytest.raises(InputError, match="does not describe"):
-        read_about(path)
+    for change in ({"categories": []}, {"categories": "ab"}, {"image_size": "32"}, {"freeze_depth": 99}):
+        (tmp_path / "w.json").write_text(json.dumps({**ABOUT, **change}))
+        with pytest.raises(InputError, match="does not describe"):
+            read_about(path)
 
 
 def test_earlier_runs_are_kept(tmp_path):
@@ -103,4 +112,4 @@ def test_no_network_says_what_was_wanted(monkeypatch):
         raise RuntimeError("no route to host")
     monkeypatch.setattr("utils.checkpoint.get_weights_path_from_url", refuse)
     with pytest.raises(InputError, match=r"https://.*mobilenet.*\.pdparams.*--student_weights FILE"):
-        load_imagenet(Student(2).features, "student_weights", "paddle", "features.")
+        imagenet_weights("student_weights", "paddle")

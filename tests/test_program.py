@@ -6,7 +6,7 @@ import os
 
 import numpy as np
 import pytest
-from conftest import run_program, write_picture
+from conftest import ROOT, run_program, write_picture
 
 SHORT = ["--image_size", "32", "--num_folds", "3", "--num_epochs", "3", "--warmup_epochs", "1", "--batch_size", "32"]
 
@@ -44,6 +44,27 @@ def test_sample_run_leaves_everything_behind(sample):
         about = json.loads((where / "saved" / f"best_model_fold{k}.json").read_text("utf-8"))
         assert about["categories"] == report["category_names"] and about["image_size"] == 32 and about["fold"] == k
         assert about["scores"]["val_accuracy"] == report["folds"][k]["accuracy"]
+
+
+def test_the_same_command_gives_the_same_weights(sample, tmp_path):
+    where, _ = sample
+    done = run_program("main.py", "--sample", *SHORT, "--data_dir", str(where / "sample"), "--cache_dir",
+                       str(tmp_path / "cache"), "--log_dir", str(tmp_path / "logs"), "--save_dir", str(tmp_path / "saved"))
+    assert done.returncode == 0, done.stderr
+    for k in range(3):
+        name = f"best_model_fold{k}.pdparams"
+        assert (where / "saved" / name).read_bytes() == (tmp_path / "saved" / name).read_bytes()
+
+
+def test_what_is_in_the_way_is_named(sample, tmp_path):
+    where, _ = sample
+    (tmp_path / "file").write_text("mine")
+    for option in ("--log_dir", "--save_dir", "--cache_dir"):
+        places = {"--log_dir": "logs", "--save_dir": "saved", "--cache_dir": "cache", option: "file"}
+        done = run_program(os.path.join(ROOT, "main.py"), "--sample", *SHORT, "--data_dir", str(where / "sample"),
+                           *(a for pair in places.items() for a in pair), cwd=str(tmp_path))
+        assert done.returncode == 1 and "file" in done.stderr and "Traceback" not in done.stderr, done.stderr
+    assert (tmp_path / "file").read_text() == "mine"
 
 
 def test_inference_repeats_the_out_of_fold_answers(sample):
@@ -111,8 +132,10 @@ def test_wrong_use_of_inference(sample, change, message):
 
 
 @pytest.mark.parametrize("args, message", [
-    (["--data_dir", "nowhere"], "--sample"),
+    (["--data_dir", "nowhere"], "python main.py --sample"),
     ([], "data101031"),
+    (["--sample", "--cache_gb", "inf"], "--cache_gb inf"),
+    (["--data_dir", ROOT, "--teacher_weights", "nowhere.pdparams"], "cannot read the weights file nowhere.pdparams"),
     (["--sample", "--folds", "5"], "--folds 5: with --num_folds 5 the folds are 0 to 4"),
     (["--alpha", "1.5"], "--alpha 1.5: must be at least 0 and at most 1"),
     (["--num_epochs", "3"], "--warmup_epochs 5"),
@@ -125,7 +148,7 @@ def test_wrong_use_of_main(tmp_path, args, message):
     import paddle
     if "gpu" in args and paddle.device.is_compiled_with_cuda():
         pytest.skip("there may be a GPU")
-    done = run_program("main.py", *args, "--log_dir", str(tmp_path / "logs"), "--save_dir", str(tmp_path / "saved"))
+    done = run_program(os.path.join(ROOT, "main.py"), *args, cwd=str(tmp_path))
     assert done.returncode in (1, 2) and message in done.stderr and "Traceback" not in done.stderr, done.stderr
     assert not os.listdir(tmp_path)  # found before anything was written
 

@@ -67,16 +67,16 @@ def load_into(layer, arrays, source, prefix=""):
     if missing or wrong:
         raise InputError(f"{source} does not fit {type(layer).__name__}: " + "; ".join(
             f"{what} {_some(names)}" for what, names in (("missing", missing), ("misshapen", wrong)) if names))
-    layer.set_state_dict({k: arrays[k] for k in own})
+    layer.set_state_dict({k: arrays[k].astype(v.numpy().dtype) for k, v in own.items()})
 
 
-def load_imagenet(layer, option, value, prefix=""):
-    """Fill `layer` as --teacher_weights or --student_weights says: a file, Paddle's download, or leave it random.
+def imagenet_weights(option, value):
+    """What --teacher_weights or --student_weights names: (where it is, arrays), or ("random weights", None).
 
-    Returns what was done, in words.
+    Raises InputError if it cannot be read, or cannot be downloaded.
     """
     if value == RANDOM:
-        return "random weights"
+        return "random weights", None
     path = value
     if value == DOWNLOAD:
         urls = {"teacher_weights": resnet.model_urls["resnet50"],
@@ -88,8 +88,7 @@ def load_imagenet(layer, option, value, prefix=""):
             from paddle.utils.download import WEIGHTS_HOME
             raise InputError(f"cannot download ImageNet weights from {url} ({type(e).__name__}); fetch the file another "
                              f"way and put it into {WEIGHTS_HOME}, or name a local copy: --{option} FILE") from e
-    load_into(layer, read_arrays(path), path, prefix)
-    return path
+    return path, read_arrays(path)
 
 
 def _replace(path, write):
@@ -120,7 +119,10 @@ def read_about(path):
     try:
         with open(about_path(path), encoding="utf-8") as f:
             about = json.load(f)
-        about["categories"], about["image_size"], about["freeze_depth"], about["fold"]
+        categories, size, depth = (about[k] for k in ("categories", "image_size", "freeze_depth"))
+        if not (isinstance(categories, list) and len(categories) > 1 and all(isinstance(c, str) for c in categories)
+                and isinstance(size, int) and 32 <= size <= 1024 and isinstance(depth, int) and 0 <= depth <= 19):
+            raise ValueError("categories, image_size or freeze_depth is not what main.py writes")
     except FileNotFoundError as e:
         missing = path if not os.path.exists(path) else about_path(path)
         raise InputError(f"{missing} does not exist; a student is two files, FILE.pdparams and FILE.json "

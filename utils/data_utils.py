@@ -9,6 +9,7 @@ import collections
 import hashlib
 import json
 import os
+import shutil
 import stat
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -24,7 +25,7 @@ from utils.transforms import square_side, to_square
 
 EXTENSIONS = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".jp2", ".avif",
               ".ppm", ".pgm")
-SYSTEM_FILES = ("thumbs.db", "desktop.ini", "icon\r")
+SYSTEM_NAMES = ("thumbs.db", "desktop.ini", "icon\r", "__macosx", "@eadir", "$recycle.bin")
 MAX_FILE_MB = 200
 CACHE_VERSION = 1  # raise it when a stored square is made differently
 
@@ -77,6 +78,10 @@ def read_picture(path):
     return cv2.cvtColor(picture, cv2.COLOR_BGR2RGB)
 
 
+def is_system(name):
+    return name.startswith(".") or name.lower() in SYSTEM_NAMES
+
+
 def walk(folder, recursive=True):
     """Sort the files below a folder into candidates and (path, reason) left out; paths relative, '/' inside."""
     candidates, left_out = [], []
@@ -88,7 +93,7 @@ def walk(folder, recursive=True):
         for name in dirs[:] + sorted(files):
             path = os.path.join(root, name)
             relative = os.path.relpath(path, folder).replace(os.sep, "/")
-            if name.startswith(".") or name.lower() in SYSTEM_FILES:
+            if is_system(name):
                 left_out.append((relative, "hidden or system file"))
             elif name in dirs:
                 if not os.path.islink(path) and recursive:
@@ -110,7 +115,7 @@ def find_categories(data_dir, wanted=()):
               "or try the program on drawn pictures: python main.py --sample")
     if not os.path.isdir(data_dir):
         raise InputError(f"no pictures: there is no folder {data_dir}; {layout}")
-    found = sorted(e.name for e in os.scandir(data_dir) if e.is_dir() and not e.name.startswith("."))
+    found = sorted(e.name for e in os.scandir(data_dir) if e.is_dir() and not is_system(e.name))
     missing = [c for c in wanted if c not in found]
     if missing:
         raise InputError(f"--categories {' '.join(missing)}: no such sub-folder of {data_dir}, which has "
@@ -135,7 +140,8 @@ def load_pictures(data_dir, image_size, categories=(), cache_dir="data/cache", c
         left_out += [(f"{category}/{f}", reason) for f, reason in rest]
     for entry in sorted(os.scandir(data_dir), key=lambda e: e.name):
         if entry.name not in categories:
-            reason = "not one of the categories" if entry.is_dir() else "not in a category folder"
+            reason = ("hidden or system file" if is_system(entry.name) else
+                      "not one of the categories" if entry.is_dir() else "not in a category folder")
             left_out.append((entry.name, reason))
 
     array, reasons = _decode_all(data_dir, candidates, square_side(image_size), cache_dir, cache_gb, workers)
@@ -166,13 +172,16 @@ def _decode_all(data_dir, candidates, side, cache_dir, cache_gb, workers):
             return [path, e.strerror]
     key = json.dumps([CACHE_VERSION, os.path.abspath(data_dir), side, cache_gb, [fingerprint(c) for c in candidates]])
     name = os.path.join(cache_dir, hashlib.sha256(key.encode()).hexdigest()[:24])
-    if os.path.exists(name + ".json"):
+    try:
         with open(name + ".json", encoding="utf-8") as f:
             return np.load(name + ".npy", mmap_mode="r"), {int(i): reason for i, reason in json.load(f).items()}
+    except (OSError, ValueError):
+        pass  # not there yet, or damaged: decode
 
     try:
         os.makedirs(cache_dir, exist_ok=True)
         stored = min(len(candidates), int(cache_gb * 1e9 / (side * side * 3)))
+        _make_room(cache_dir, stored * side * side * 3, cache_gb * 1e9)
         unfinished = f"{name}.{os.getpid()}.tmp"
         array = np.lib.format.open_memmap(unfinished, "w+", np.uint8, (stored, side, side, 3)) if stored else \
             np.zeros((0, side, side, 3), np.uint8)
@@ -203,6 +212,28 @@ def _decode_all(data_dir, candidates, side, cache_dir, cache_gb, workers):
         raise InputError(f"cannot write the picture cache {cache_dir}: {e.strerror or e}; choose another place with "
                          "--cache_dir, or a smaller --cache_gb") from e
     return np.load(name + ".npy", mmap_mode="r"), reasons
+
+
+def _make_room(cache_dir, needed, limit):
+    """Drop the oldest caches until `needed` bytes more stay below `limit`; raise InputError if the disk is too small.
+
+    A memory-mapped file that finds the disk full kills the process, hence the look ahead.
+    """
+    caches = sorted((e for e in os.scandir(cache_dir) if e.name.endswith((".npy", ".tmp"))),
+                    key=lambda e: e.stat().st_mtime)
+    total = sum(e.stat().st_size for e in caches)
+    for e in caches:
+        if total + needed <= limit:
+            break
+        total -= e.stat().st_size
+        try:
+            os.remove(e.path)  # a run that has it open keeps it; Windows refuses
+        except OSError:
+            pass
+    free = shutil.disk_usage(cache_dir).free
+    if needed > free - 2**20:
+        raise InputError(f"the picture cache needs {needed / 1e9:.2f} GB and {cache_dir} has {free / 1e9:.2f} GB free; "
+                         "choose another place with --cache_dir, or a smaller --cache_gb")
 
 
 def stratified_parts(labels, num_folds, seed, categories=None):

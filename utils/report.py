@@ -7,18 +7,18 @@ import json
 import os
 import sys
 
+from utils import runtime  # noqa: F401  before cv2
+import cv2
 import matplotlib
 import numpy as np
+from matplotlib import font_manager
+from matplotlib.figure import Figure  # not pyplot: it opens windows, and fails where the screen goes away
 from sklearn.metrics import accuracy_score, classification_report, confusion_matrix, f1_score
-
-if not (sys.platform in ("win32", "darwin") or os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")):
-    matplotlib.use("Agg")  # no screen: draw into files
-import matplotlib.pyplot as plt  # noqa: E402
-from matplotlib import font_manager  # noqa: E402
 
 # Category names may be Chinese; name only fonts that are here, or matplotlib warns about the others.
 _INSTALLED = {f.name for f in font_manager.fontManager.ttflist}
-plt.rcParams["font.family"] = ["DejaVu Sans"] + [
+matplotlib.rcParams["text.parse_math"] = False  # a $ in a name is a $
+matplotlib.rcParams["font.family"] = ["DejaVu Sans"] + [
     n for n in ("Microsoft YaHei", "SimHei", "PingFang SC", "Noto Sans CJK SC", "Noto Sans CJK JP",
                 "WenQuanYi Micro Hei") if n in _INSTALLED]
 
@@ -123,7 +123,8 @@ def plot_confusion(report, path):
     counts = np.array(report["confusion_matrix"])
     share = counts / np.maximum(counts.sum(1, keepdims=True), 1)
     n, names = len(counts), report["category_names"]
-    fig, ax = plt.subplots(figsize=(2.2 + 0.75 * n, 1.8 + 0.65 * n), layout="constrained")
+    fig = Figure(figsize=(2.2 + 0.75 * n, 1.8 + 0.65 * n), layout="constrained")
+    ax = fig.subplots()
     image = ax.imshow(share, cmap="Blues", vmin=0, vmax=1)
     for i in range(n):
         for j in range(n):
@@ -134,12 +135,12 @@ def plot_confusion(report, path):
            title=f"Out of fold, accuracy {report['out_of_fold']['student']['accuracy']:.3f}")
     fig.colorbar(image, label="share of the true category", shrink=0.8)
     fig.savefig(path, dpi=120)
-    plt.close(fig)
 
 
 def plot_curves(folds, report, path):
     """Loss and accuracy over epochs: thin lines are folds, a point marks the epoch that was kept."""
-    fig, axes = plt.subplots(1, 2, figsize=(11, 4.2), layout="constrained")
+    fig = Figure(figsize=(11, 4.2), layout="constrained")
+    axes = fig.subplots(1, 2)
     for ax, key in zip(axes, ("loss", "accuracy")):
         for i, f in enumerate(folds):
             epochs = [h["epoch"] for h in f.history]
@@ -153,29 +154,35 @@ def plot_curves(folds, report, path):
     axes[1].axhline(report["out_of_fold"]["teacher"]["accuracy"], color="grey", ls="--", lw=1, label="teacher")
     axes[1].legend(loc="lower right", fontsize=9)
     fig.savefig(path, dpi=120)
-    plt.close(fig)
 
 
 def contact_sheet(squares, titles, path, show=False, columns=5):
-    """Draw pictures with titles into a file, and in a window if asked for; returns them as uint8 RGB [H, W, 3].
+    """Draw pictures with titles into a PNG file, and in a window if asked for; returns it as uint8 RGB [H, W, 3].
 
     Without a screen, one line says where the file is.
     """
     columns = min(columns, len(squares))
     rows = -(-len(squares) // columns)
-    fig, axes = plt.subplots(rows, columns, figsize=(2.1 * columns, 2.4 * rows), layout="constrained", squeeze=False)
+    fig = Figure(figsize=(2.1 * columns, 2.4 * rows), layout="constrained")
+    axes = fig.subplots(rows, columns, squeeze=False)
     for ax in axes.flat:
         ax.axis("off")
     for ax, square, title in zip(axes.flat, squares, titles):
         ax.imshow(square)
         ax.set_title(title, fontsize=9)
     fig.savefig(path, dpi=100)
-    fig.canvas.draw()
-    picture = np.asarray(fig.canvas.buffer_rgba())[..., :3].copy() if hasattr(fig.canvas, "buffer_rgba") else None
-    if show:
-        if matplotlib.get_backend().lower() == "agg":
-            print(f"--show: no screen here, see {path}")
-        else:
+    picture = cv2.cvtColor(cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_COLOR), cv2.COLOR_BGR2RGB)
+    if show and not (sys.platform in ("win32", "darwin") or os.environ.get("DISPLAY") or
+                     os.environ.get("WAYLAND_DISPLAY")):
+        print(f"--show: no screen here, see {path}")
+    elif show:
+        try:
+            import matplotlib.pyplot as plt
+            plt.figure(figsize=fig.get_size_inches(), layout="constrained")
+            plt.imshow(picture)
+            plt.axis("off")
             plt.show()
-    plt.close(fig)
+            plt.close()
+        except Exception as e:  # a screen that refuses, or no window library: never worth a run
+            print(f"--show: no window could be opened ({e}), see {path}")
     return picture

@@ -82,7 +82,7 @@ class Settings:
             for v in value if isinstance(value, tuple) else (value,):
                 if m["choices"] and v not in m["choices"]:
                     raise InputError(f"--{f.name} {v}: must be one of {', '.join(m['choices'])}")
-                if isinstance(v, (int, float)) and not m["low"] <= v <= m["high"]:
+                if isinstance(v, (int, float)) and not (m["low"] <= v <= m["high"] and math.isfinite(v)):
                     limits = f"at least {m['low']:g}" + (f" and at most {m['high']:g}" if m["high"] < math.inf else "")
                     raise InputError(f"--{f.name} {v}: must be {limits}")
         for name in ("folds", "categories"):

@@ -37,6 +37,11 @@ class Fold:
         return len(self.history) - self.best_epoch >= patience
 
 
+def pictures_per_part(settings):
+    """b: a step takes b pictures from each of K parts, of which a student sees (K - 1) * b, about --batch_size."""
+    return max(1, round(settings.batch_size / (settings.num_folds - 1)))
+
+
 def build_fold(index, labels, parts, num_classes, settings, load=None):
     """A student as every fold starts: the same weights from the seed, then `load(student.features)` if given."""
     paddle.seed(settings.seed)
@@ -110,8 +115,7 @@ def train(folds, pictures, parts, trunk, heads, settings, threads, on_epoch=None
     those whose `best_epoch` is this epoch have reached a new peak.
     """
     s, labels = settings, pictures.labels
-    num_parts = int(parts.max()) + 1
-    per_part = max(1, round(s.batch_size / (num_parts - 1)))
+    num_parts, per_part = s.num_folds, pictures_per_part(s)
     steps = -(-int(np.bincount(parts).max()) // per_part)
     prefix = (runtime.frozen(Prefix(folds[0].student), [3, s.image_size, s.image_size], threads)
               if s.freeze_depth else paddle.to_tensor)
