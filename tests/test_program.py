@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 from conftest import ROOT, run_program, write_picture
 
+from utils.settings import table
+
 SHORT = ["--image_size", "32", "--num_folds", "3", "--num_epochs", "3", "--warmup_epochs", "1", "--batch_size", "32"]
 
 
@@ -107,6 +109,12 @@ def test_inference_with_several_files_averages_and_survives_bad_files(sample, tm
         with open(output, encoding="utf-8") as f:
             each.append([v for k, v in json.load(f)["pictures"][0].items() if k.startswith("p_")])
     np.testing.assert_allclose(np.mean(each[:3], axis=0), each[3], atol=1e-4)
+
+
+@pytest.mark.parametrize("readme", ["README.md", "README.zh-CN.md"])
+def test_readme_lists_the_settings_as_they_are(readme):
+    with open(os.path.join(ROOT, readme), encoding="utf-8") as f:
+        assert table() in f.read(), "python -m utils.settings prints the table"
 
 
 @pytest.mark.parametrize("change, message", [

@@ -50,7 +50,7 @@ class RunLog:
     def hyperparameters(self, settings, metrics):
         """Settings beside final metrics, for VisualDL's table of runs."""
         if self.LogWriter:
-            values = {k: v if isinstance(v, (int, float)) and not isinstance(v, bool) else str(v)
+            values = {k: v if isinstance(v, (int, float)) and not isinstance(v, bool) else str(v) if v != () else "all"
                       for k, v in settings.items()}
             writer = self.writer("result")
             writer.add_hparams(hparams_dict=values, metrics_list=list(metrics))

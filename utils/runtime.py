@@ -10,18 +10,21 @@ import warnings
 CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _is_amd():
+def processor():
+    """Maker and model of the processor, as the system names them."""
     if os.path.exists("/proc/cpuinfo"):
         with open("/proc/cpuinfo", encoding="utf-8", errors="replace") as f:
-            return "AuthenticAMD" in f.read(4096)
-    return "AuthenticAMD" in platform.processor()
+            found = dict(line.split(":", 1) for line in f.read(4096).splitlines() if ":" in line)
+        found = {k.strip(): v.strip() for k, v in found.items()}
+        return f"{found.get('vendor_id', '')} {found.get('model name', '')}".strip() or platform.machine()
+    return platform.processor()
 
 
 # One thread per operator: the folds train in one Python thread each, which keeps every core busier
 # than operators that split up (2 cores, 4 students: 103 against 53 pictures/s). It also makes a
 # student's weights independent of how many folds run beside it. The predictor has threads of its own.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-if _is_amd():  # Paddle's bundled MKL takes its slow path on AMD otherwise: 5 times slower
+if "AMD" in processor().replace("AMD64", ""):  # Paddle's bundled MKL takes its slow path on AMD otherwise: 5 times slower
     os.environ.setdefault("MKL_DEBUG_CPU_TYPE", "5")
 # A 109 kB file can decode to 5 GB. 120 million pixels are more than phones take.
 MAX_PIXELS = int(os.environ.setdefault("OPENCV_IO_MAX_IMAGE_PIXELS", "120000000"))

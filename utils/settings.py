@@ -101,8 +101,8 @@ class Settings:
 
 
 # What `--sample` changes: pictures drawn by data/make_sample.py, networks that need no download.
-SAMPLE = dict(data_dir="data/sample", image_size=48, teacher_weights=RANDOM, student_weights=RANDOM,
-              freeze_depth=0, num_epochs=20, warmup_epochs=2, base_lr=1e-3, batch_size=16, crop_pad=3)
+SAMPLE = dict(data_dir="data/sample", image_size=48, teacher_weights=RANDOM, student_weights=RANDOM, freeze_depth=7,
+              dropout=0.2, num_epochs=24, warmup_epochs=2, base_lr=1e-3, crop_pad=3)
 
 GROUPS = {"data_dir": "pictures", "num_folds": "folds", "teacher_weights": "networks", "temperature": "method",
           "flip_horizontal": "views of a picture in training", "device": "machine and places"}

@@ -82,6 +82,11 @@ def mixup(x, needed, num_parts, alpha, rng):
     return partner, lam
 
 
+def fold_pool(threads):
+    """Threads in which folds compute side by side; one is enough for a GPU, which queues the work by itself."""
+    return ThreadPoolExecutor(threads if paddle.get_device() == "cpu" else 1)
+
+
 def evaluate(folds, prefix, pictures, settings, threads):
     """Class probabilities of every fold's student on its own part: list of float32 [N_k, C], rows as fold.pictures."""
     size = max(1, 64 // len(folds))
@@ -97,7 +102,7 @@ def evaluate(folds, prefix, pictures, settings, threads):
     for f in folds:
         f.student.eval()
     outputs = [[] for _ in folds]
-    with ThreadPoolExecutor(threads) as pool:
+    with fold_pool(threads) as pool:
         for job, x in zip(jobs, prefetch(make, jobs, threads)):
             ends = np.cumsum([len(rows) for rows in job])
             x = prefix(x)
@@ -120,7 +125,7 @@ def train(folds, pictures, parts, trunk, heads, settings, threads, on_epoch=None
     prefix = (runtime.frozen(Prefix(folds[0].student), [3, s.image_size, s.image_size], threads)
               if s.freeze_depth else paddle.to_tensor)
     heads = {f.index: (paddle.to_tensor(w), paddle.to_tensor(b)) for f, w, b in zip(folds, *heads)}
-    pool = ThreadPoolExecutor(threads if paddle.get_device() == "cpu" else 1)  # a GPU queues the work by itself
+    pool = fold_pool(threads)
 
     for epoch in range(s.num_epochs):
         active = [f for f in folds if not f.stopped(s.patience)]
