@@ -84,7 +84,7 @@ def fit_heads(features, labels, parts, folds, settings, threads=1):
         return weight.astype(np.float32), (bias - mean @ weight)[None].astype(np.float32)
     class_weight = "balanced" if settings.class_weights == "balanced" else None
     with ThreadPoolExecutor(threads) as pool:
-        weights, biases = zip(*runtime.progress(pool.map(fit, folds), "teacher's heads", len(folds)))
+        weights, biases = zip(*runtime.progress(pool.map(fit, folds), "teacher's heads", len(folds), "fold"))
     return np.stack(weights), np.stack(biases)
 
 

@@ -1,6 +1,7 @@
 """The report's figures against independent computations."""
 import csv
 import json
+import sys
 
 import numpy as np
 import pytest
@@ -8,7 +9,7 @@ from sklearn.metrics import accuracy_score, f1_score
 
 from utils.data_utils import Pictures
 from utils.report import build_report, calibration_error, contact_sheet, write_report
-from utils.run_log import COLUMNS
+from utils.run_log import COLUMNS, RunLog
 
 
 def test_calibration_error_by_hand():
@@ -62,3 +63,15 @@ def test_contact_sheet_is_a_picture_also_without_a_screen(tmp_path, capsys):
     squares = [np.full((40, 40, 3), 40 * i, np.uint8) for i in range(7)]
     sheet = contact_sheet(squares, ["金属"] * 7, str(tmp_path / "sheet.png"))
     assert sheet.dtype == np.uint8 and sheet.shape[2] == 3 and (tmp_path / "sheet.png").stat().st_size > 1000
+
+
+def test_scalars_do_not_depend_on_visualdl(tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "visualdl", None)  # import raises ImportError
+    log = RunLog(str(tmp_path))
+    assert capsys.readouterr().out.count("VisualDL is not usable here") == 1
+    log.scores(2, {name: 0.25 for name in COLUMNS[1:]} | {"epoch": 1})
+    log.image("picture", np.zeros((4, 4, 3), np.uint8))
+    log.hyperparameters({"seed": 1}, {"result/accuracy": 0.5})
+    log.close()
+    with open(tmp_path / "scalars.csv", encoding="utf-8") as f:
+        assert [r["fold"] + r["epoch"] + r["val_accuracy"] for r in csv.DictReader(f)] == ["210.25"]
