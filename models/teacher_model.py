@@ -20,7 +20,7 @@ from sklearn.linear_model import LogisticRegression
 from utils.data_utils import VIEW, prefetch
 from utils.transforms import eval_view, normalise, train_view
 
-FEATURES = 2048
+MANY = 20_000  # pictures that are plenty for a linear head; beyond it memory counts (8 kB per picture and view)
 
 
 class Trunk(nn.Layer):
@@ -37,9 +37,9 @@ class Trunk(nn.Layer):
 def extract_features(trunk, pictures, settings, threads):
     """Features of V views of every picture: float32 [V, N, D]. View 0 is the plain one, the others are augmented.
 
-    `trunk` is a compiled trunk (runtime.frozen). Beyond 20,000 pictures only the plain view is taken, for memory.
+    `trunk` is a compiled trunk (runtime.frozen). Beyond MANY pictures only the plain view is taken.
     """
-    augmented = min(settings.head_views, 20_000 // len(pictures))
+    augmented = min(settings.head_views, MANY // len(pictures))
     jobs = [(v, range(i, min(i + 16, len(pictures))))
             for v in range(augmented + 1) for i in range(0, len(pictures), 16)]
 
@@ -63,13 +63,16 @@ def extract_features(trunk, pictures, settings, threads):
 def fit_heads(features, labels, parts, folds, settings, threads=1):
     """Fit head k on every view of every picture outside part k, for each k in `folds`.
 
-    features: [V, N, D]. Returns (weight float32 [K, D, C], bias float32 [K, 1, C]), such that
-    logits_k = features @ weight[k] + bias[k]; the standardisation of the features is folded in.
+    Of more than MANY pictures a random MANY are fitted on. features: [V, N, D]. Returns (weight float32 [K, D, C],
+    bias float32 [K, 1, C]), such that logits_k = features @ weight[k] + bias[k]; the standardisation of the features
+    is folded in.
     """
     num_classes = int(labels.max()) + 1
 
     def fit(k):
-        rows = parts != k
+        rows = np.flatnonzero(parts != k)
+        if len(rows) > MANY:
+            rows = np.random.default_rng([settings.seed, k]).choice(rows, MANY, replace=False)
         x = features[:, rows].reshape(-1, features.shape[2])  # a copy, scaled in place below: it is large
         mean, std = x.mean(0), x.std(0)
         std[std < 1e-12] = 1
@@ -83,7 +86,7 @@ def fit_heads(features, labels, parts, folds, settings, threads=1):
         weight = coef.T / std[:, None]
         return weight.astype(np.float32), (bias - mean @ weight)[None].astype(np.float32)
     class_weight = "balanced" if settings.class_weights == "balanced" else None
-    with ThreadPoolExecutor(threads) as pool:
+    with ThreadPoolExecutor(min(threads, 4)) as pool:  # each thread holds a copy of its rows
         weights, biases = zip(*runtime.progress(pool.map(fit, folds), "teacher's heads", len(folds), "fold"))
     return np.stack(weights), np.stack(biases)
 
