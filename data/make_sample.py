@@ -115,6 +115,7 @@ def draw(category, rng):
 
 def make_sample(folder, per_category=60, seed=7):
     """Draw the set into `folder`, unless it exists. Returns whether it was drawn."""
+    folder = os.path.normpath(folder)  # without a slash at the end
     if os.path.exists(folder):
         return False
     unfinished = f"{folder}.{os.getpid()}.tmp"

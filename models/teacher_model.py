@@ -72,7 +72,12 @@ def fit_heads(features, labels, parts, folds, settings, threads=1):
     def fit(k):
         rows = np.flatnonzero(parts != k)
         if len(rows) > MANY:
-            rows = np.random.default_rng([settings.seed, k]).choice(rows, MANY, replace=False)
+            rows = np.random.default_rng([settings.seed, k]).permutation(rows)
+            rank = np.empty(len(rows))  # within its category, 0 to 1: the first MANY keep the mix, and every category
+            for c in range(num_classes):
+                mine = labels[rows] == c
+                rank[mine] = np.arange(mine.sum()) / max(mine.sum(), 1)
+            rows = rows[np.argsort(rank, kind="stable")[:MANY]]
         x = features[:, rows].reshape(-1, features.shape[2])  # a copy, scaled in place below: it is large
         mean, std = x.mean(0), x.std(0)
         std[std < 1e-12] = 1

@@ -42,4 +42,4 @@ def settings(tmp_path, folder):
 def run_program(*args, cwd=ROOT, timeout=400):
     """Run a script of the repo as a user does; returns the finished process, output as text."""
     return subprocess.run([sys.executable, *args], cwd=cwd, timeout=timeout, capture_output=True, encoding="utf-8",
-                          errors="replace", stdin=subprocess.DEVNULL, env={**os.environ, "PYTHONUTF8": "1"})
+                          errors="replace", stdin=subprocess.DEVNULL, env={**os.environ, "PYTHONUTF8": "1", "DISPLAY": "", "WAYLAND_DISPLAY": ""})

@@ -98,7 +98,11 @@ def test_cache_follows_the_files_and_its_limit(folder, tmp_path, picture):
     after = load_pictures(folder, 32, cache_dir=cache).square(number)
     assert not np.array_equal(before, after)
     np.testing.assert_array_equal(first.square(number), before)  # a running run keeps its pictures
+    mine = os.path.join(cache, "mine.npy")
+    open(mine, "w").close()
     small = load_pictures(folder, 32, cache_dir=cache, cache_gb=36 * 36 * 3 * 5.5e-9)
+    assert os.path.exists(mine)  # room is made among our own files only
+    os.remove(mine)
     assert sum(os.path.getsize(os.path.join(cache, f)) < 36 * 36 * 3 * 6 for f in os.listdir(cache)
                if f.endswith(".npy")) == 1
     whole = load_pictures(folder, 32, cache_dir=cache)

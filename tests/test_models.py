@@ -90,10 +90,10 @@ def test_heads_are_scikit_learns_logistic_regression(classes, class_weights):
 def test_heads_of_a_large_set_are_fitted_on_a_sample_of_it(monkeypatch):
     monkeypatch.setattr("models.teacher_model.MANY", 30)
     rng = np.random.default_rng(0)
-    labels, parts = np.arange(80) % 2, np.arange(80) // 2 % 4
+    labels, parts = (np.arange(80) % 20 == 0).astype(int), np.arange(80) // 2 % 4  # one of 20 is rare
     features = (rng.normal(size=(1, 80, 6)) + 3 * labels[None, :, None]).astype("float32")
     heads = fit_heads(features, labels, parts, [0, 1, 2, 3], Settings())
-    assert (teacher_predictions(features[0], heads, parts, [0, 1, 2, 3]).argmax(1) == labels).mean() > 0.95
+    assert (teacher_predictions(features[0], heads, parts, [0, 1, 2, 3]).argmax(1) == labels).mean() > 0.9
     features[:, parts == 1] = 1e3
     again = fit_heads(features, labels, parts, [1], Settings())
     np.testing.assert_array_equal(again[0][0], heads[0][1])

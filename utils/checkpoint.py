@@ -64,6 +64,7 @@ def load_into(layer, arrays, source, prefix=""):
     missing = [k for k in own if k not in arrays]
     wrong = [f"{k} {list(arrays[k].shape)} instead of {own[k].shape}" for k in own
              if k in arrays and list(arrays[k].shape) != list(own[k].shape)]
+    wrong += [f"{k} of type {arrays[k].dtype} (bfloat16?)" for k in own if k in arrays and arrays[k].dtype.kind != "f"]
     if missing or wrong:
         raise InputError(f"{source} does not fit {type(layer).__name__}: " + "; ".join(
             f"{what} {_some(names)}" for what, names in (("missing", missing), ("misshapen", wrong)) if names))

@@ -58,14 +58,17 @@ def build_report(folds, teacher_probabilities, pictures, parts):
                  **score(f.best_probabilities, pictures.labels[f.pictures]),
                  "teacher_accuracy": score(teacher_probabilities[f.pictures], pictures.labels[f.pictures])["accuracy"]}
                 for f in folds]
+    # By number, not by name: a category may be called "accuracy"
+    table = classification_report(labels, student.argmax(1), labels=np.arange(len(names)), output_dict=True,
+                                  zero_division=0)
     return {
         "out_of_fold": {"pictures": len(rows), "of": len(parts), "student": score(student, labels),
                         "teacher": score(teacher_probabilities[rows], labels)},
         "folds": per_fold,
         "over_folds": {key: _mean_and_deviation([f[key] for f in per_fold])
                        for key in ("accuracy", "macro_f1", "calibration_error", "teacher_accuracy")},
-        "categories": classification_report(labels, student.argmax(1), labels=np.arange(len(names)),
-                                            target_names=names, output_dict=True, zero_division=0),
+        "categories": {name: table[str(i)] for i, name in enumerate(names)},
+        "averages": {name: table[name] for name in ("macro avg", "weighted avg")},
         "confusion_matrix": confusion_matrix(labels, student.argmax(1), labels=np.arange(len(names))).tolist(),
         "category_names": names,
     }
@@ -78,8 +81,7 @@ def report_text(report):
     lines = [f"Out of fold: {oof['pictures']} of {oof['of']} pictures, each judged once, by the student that never "
              "saw it.", "Each fold's epoch was chosen on that same fold, which flatters the student a little.", "",
              f"{'':{width}}  precision   recall       F1  pictures"]
-    for name in [*names, "macro avg", "weighted avg"]:
-        c = report["categories"][name]
+    for name, c in [*report["categories"].items(), *report["averages"].items()]:
         lines.append(f"{name:{width}}  {c['precision']:9.3f}{c['recall']:9.3f}{c['f1-score']:9.3f}{c['support']:10.0f}")
     lines += ["", "Confusion matrix (rows: true category, columns: predicted)",
               " " * width + "".join(f"{n[:9]:>10}" for n in names)]
