@@ -216,9 +216,9 @@ def _decode_all(data_dir, candidates, side, cache_dir, cache_gb, workers):
 
 
 def _make_room(cache_dir, needed, limit):
-    """Drop the oldest caches (no other files) until `needed` bytes more stay below `limit`; raise InputError if the disk is too small.
+    """Drop the oldest caches (no other files) until `needed` bytes more stay below `limit`.
 
-    A memory-mapped file that finds the disk full kills the process, hence the look ahead.
+    Raises InputError if the disk is too small: a memory-mapped file that finds the disk full kills the process, hence the look ahead.
     """
     caches = sorted((e for e in os.scandir(cache_dir) if re.fullmatch(r"[0-9a-f]{24}\.npy", e.name)),
                     key=lambda e: e.stat().st_mtime)

@@ -7,13 +7,13 @@ import json
 import os
 import sys
 
-from utils import runtime  # noqa: F401  before cv2
-import cv2
 import matplotlib
 import numpy as np
 from matplotlib import font_manager
 from matplotlib.figure import Figure  # not pyplot: it opens windows, and fails where the screen goes away
 from sklearn.metrics import accuracy_score, classification_report, confusion_matrix, f1_score
+
+from utils.data_utils import read_picture
 
 # Category names may be Chinese; name only fonts that are here, or matplotlib warns about the others.
 _INSTALLED = {f.name for f in font_manager.fontManager.ttflist}
@@ -173,7 +173,7 @@ def contact_sheet(squares, titles, path, show=False, columns=5):
         ax.imshow(square)
         ax.set_title(title, fontsize=9)
     fig.savefig(path, dpi=100)
-    picture = cv2.cvtColor(cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_COLOR), cv2.COLOR_BGR2RGB)
+    picture = read_picture(path)
     if show and not (sys.platform in ("win32", "darwin") or os.environ.get("DISPLAY") or
                      os.environ.get("WAYLAND_DISPLAY")):
         print(f"--show: no screen here, see {path}")

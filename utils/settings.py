@@ -29,8 +29,8 @@ class Settings:
     categories: tuple[str, ...] = setting((), "use these sub-folders, in this order (default: all, by name)")
     image_size: int = setting(224, "side of the picture that the networks see, pixels", 32, 1024)
     cache_dir: str = setting("data/cache", "where decoded pictures are kept for later runs")
-    cache_gb: float = setting(16.0, "largest cache of one data set, GB; pictures beyond it are decoded "
-                              "again in each epoch", 0)
+    cache_gb: float = setting(16.0, "largest size of cache_dir, all data sets together, GB; the oldest make "
+                              "room, and pictures beyond it are decoded again in each epoch", 0)
     # folds
     num_folds: int = setting(5, "number of parts that the pictures are cut into", 2, 100)
     folds: tuple[int, ...] = setting((), "train these folds only, such as 0 2 (default: all)", 0)
@@ -130,7 +130,7 @@ def parse(argv=None, description=None):
                            metavar=None if f.metadata["choices"] else element_type(f).__name__.upper())
             if isinstance(f.default, tuple):
                 options.update(nargs="+")
-            elif f.default != "":
+            else:
                 options["help"] += f" (default: {f.default})"
         group.add_argument(f"--{f.name}", **options)
     given = {k: tuple(v) if isinstance(v, list) else v
