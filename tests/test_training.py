@@ -3,11 +3,14 @@ import numpy as np
 import paddle
 import pytest
 
+from models.student_model import Student
 from models.teacher_model import fit_heads
 from utils import runtime
-from utils.data_utils import load_pictures, stratified_parts
+from utils.data_utils import VIEW, epoch_order, load_pictures, stratified_parts
+from utils.loss import distillation_loss
 from utils.settings import InputError
 from utils.train_utils import build_fold, evaluate, learning_rate, mixup, train
+from utils.transforms import normalise, train_view
 
 
 class TinyTrunk(paddle.nn.Layer):
@@ -109,6 +112,49 @@ def test_teacher_and_student_see_the_same_mixed_picture(settings):
     for t, s in zip(seen_by_teacher, seen_by_student):
         np.testing.assert_array_equal(t, s)  # one fold alone: its own part's pictures are not even computed
         assert len(t) == 4
+
+
+def test_loss_gets_the_labels_and_the_share_of_the_pictures_that_were_mixed(settings, monkeypatch):
+    """Mixup starts after the warm-up epoch; lam, both labels and the learning rate belong to the mixed picture."""
+    settings.freeze_depth, settings.num_epochs = 0, 3
+    pictures = load_pictures(settings.data_dir, 32, cache_dir=settings.cache_dir)
+    parts = stratified_parts(pictures.labels, 3, settings.seed)
+    seen, calls = [], []
+
+    def watch(trunk, folds):
+        return lambda x: seen.append(np.array(x)) or trunk(x)
+
+    def watched_loss(logits, teacher_logits, a, b, lam, *rest):
+        calls.append((a.numpy(), b.numpy(), lam))
+        return distillation_loss(logits, teacher_logits, a, b, lam, *rest)
+    monkeypatch.setattr("utils.train_utils.distillation_loss", watched_loss)
+    fold = run(settings, [1], watch=watch)[1]
+    steps = len(calls) // 3
+    assert len(seen) == len(calls) == 3 * steps
+    for n, (x, (a, b, lam)) in enumerate(zip(seen, calls)):
+        epoch, step = divmod(n, steps)
+        rows = epoch_order(parts, [0, 2], 2, settings.seed, epoch)[step]
+        plain = normalise([train_view(pictures.square(i), settings, np.random.default_rng([settings.seed, VIEW, epoch, i]))
+                           for i in rows])
+        np.testing.assert_array_equal(a, pictures.labels[rows])
+        assert lam == 1 if epoch == 0 else 0 <= lam < 1
+        for i in range(4):
+            partners = [j for j in (i, i ^ 1) if np.allclose(x[i], lam * plain[i] + (1 - lam) * plain[j], atol=1e-5)]
+            assert partners and b[i] in pictures.labels[rows[partners]]
+    last = learning_rate(3 * steps - 1, 3 * steps, steps, settings.base_lr)
+    np.testing.assert_allclose([fold.optimizer.get_lr(), fold.history[-1]["learning_rate"]], last)
+
+
+def test_frozen_blocks_do_not_move_in_the_dynamic_graph_either():
+    paddle.seed(0)
+    student = Student(3, 14, scale=0.25)
+    optimizer = paddle.optimizer.SGD(1.0, parameters=student.parameters())
+    before = {k: v.numpy() for k, v in student.state_dict().items()}
+    student.train()
+    student(paddle.randn([4, 3, 32, 32])).square().mean().backward()
+    optimizer.step()
+    moved = {k for k, v in student.state_dict().items() if not np.array_equal(v.numpy(), before[k])}
+    assert moved and not any(k.startswith(f"features.{i}.") for i in range(14) for k in moved)
 
 
 def test_a_lone_student_goes_on_and_stopped_ones_cost_nothing(settings):
