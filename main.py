@@ -26,7 +26,7 @@ from utils.data_utils import VIEW, epoch_order, find_categories, load_pictures, 
 from utils.report import build_report, contact_sheet, write_report
 from utils.run_log import RunLog
 from utils.settings import RANDOM, InputError, parse
-from utils.train_utils import build_fold, pictures_per_part, train
+from utils.train_utils import build_fold, control_settings, pictures_per_part, train
 from utils.transforms import MEAN, STD, eval_view, square_side, train_view
 
 
@@ -72,8 +72,7 @@ def main(argv=None):
     def pretrained(features):
         if student_arrays:
             load_into(features, student_arrays, student_source, "features.")
-    folds = [build_fold(k, pictures.labels, parts, len(pictures.categories), settings, pretrained) for k in trained]
-    print(f"teacher: ResNet50, {teacher_source}\nstudents: {len(folds)} x MobileNetV2, {student_source}, "
+    print(f"teacher: ResNet50, {teacher_source}\nstudents: {len(trained)} x MobileNetV2, {student_source}, "
           f"{settings.freeze_depth} of 19 blocks frozen")
     if RANDOM in (settings.teacher_weights, settings.student_weights):
         print("note: networks from random initialisation, good for trying the program, not for good figures")
@@ -81,28 +80,33 @@ def main(argv=None):
     # The teacher's heads: head k is fitted on all parts but part k, and judged there before any student trains
     features = extract_features(trunk, pictures, settings, threads)
     heads = fit_heads(features, pictures.labels, parts, trained, settings, threads)
-    teacher = teacher_predictions(features[0], heads, parts, trained)
+    teacher = teacher_predictions(features[0], heads, parts)
     del features
     check_teacher(teacher, pictures, parts, trained)
 
-    # The students learn side by side
+    # The students learn side by side, and with them, if asked for, their twins without a teacher
+    folds = [build_fold(k, pictures.labels, parts, heads[k], settings, pretrained) for k in trained]
+    controls = [build_fold(k, pictures.labels, parts, heads[k], control_settings(settings), pretrained, "control")
+                for k in trained if settings.control]
     moved = set_aside(settings.save_dir)
     if moved:
         print(f"weights of an earlier run moved to {moved}")
 
     def on_epoch(epoch, active, seconds):
         for f in active:
-            log.scores(f.index, f.history[-1])
-            if f.best_epoch == epoch:
+            log.scores(f.name, f.history[-1])
+            if f.best_epoch == epoch and f in folds:
                 save_weights(weights_path(settings, f), f.student, describe(f, run, settings, pictures))
         print_epoch(epoch, folds, active, seconds, settings)
+        if controls:
+            print_epoch(epoch, controls, active, seconds, settings)
     print("each epoch: loss and accuracy in training | in validation; * a new peak, its weights are saved")
-    train(folds, pictures, parts, trunk, heads, settings, threads, on_epoch)
+    train(folds + controls, pictures, parts, trunk, settings, threads, on_epoch)
 
     # The report: every picture once, by the student that never saw it
-    report = build_report(folds, teacher, pictures, parts)
+    report = build_report(folds, controls, teacher, pictures, parts)
     report.update(run=run, settings=settings.to_json(), versions=runtime.versions())
-    print("\n" + write_report(folder, report, folds, teacher, pictures))
+    print("\n" + write_report(folder, report, folds, controls, teacher, pictures))
     oof = report["out_of_fold"]
     log.image("confusion_matrix", read_picture(os.path.join(folder, "confusion_matrix.png")))
     log.hyperparameters(settings.to_json(), {
@@ -184,17 +188,18 @@ def describe(fold, run, settings, pictures):
 
 
 def print_epoch(epoch, folds, active, seconds, settings):
-    """One line: the mean over all folds (a stopped one counts with its best epoch), then each fold that trained."""
+    """One line: the mean over folds (a stopped one counts with its best epoch), then each fold that trained."""
+    active = [f for f in active if f in folds]
     kept = [f.history[-1 if f in active else f.best_epoch - 1] for f in folds]
     mean = {key: np.mean([h[key] for h in kept]) for key in kept[0]}
 
     def figures(h):
         return f"{h['train_loss']:.3f} {h['train_accuracy']:.3f} | {h['val_loss']:.3f} {h['val_accuracy']:.3f}"
     print(f"epoch {epoch}/{settings.num_epochs}, {seconds:.0f} s: mean {figures(mean)}; " + "; ".join(
-        f"fold {f.index} {figures(f.history[-1])}{'*' if f.best_epoch == epoch else ''}" for f in active))
+        f"{f.name} {figures(f.history[-1])}{'*' if f.best_epoch == epoch else ''}" for f in active))
     for f in active:
-        if f.stopped(settings.patience):
-            print(f"fold {f.index} stops early: best validation accuracy {f.best_accuracy:.4f} at epoch {f.best_epoch}")
+        if f.stopped():
+            print(f"{f.name} stops early: best validation accuracy {f.best_accuracy:.4f} at epoch {f.best_epoch}")
 
 
 if __name__ == "__main__":

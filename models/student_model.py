@@ -43,15 +43,21 @@ class Student(nn.Layer):
             x = block(x)
         return x
 
-    def tail(self, x, dropout_mask=None):
-        """`dropout_mask`: float32 [B, hidden], 0 where a unit is dropped and 1 / (1 - p) elsewhere."""
+    def pool(self, x):
+        """The trainable blocks and the average over the map: what prefix(x) gave -> pooled features [B, 1280]."""
         for block in self.features[self.freeze_depth:]:
             x = block(x)
-        x = paddle.flatten(F.adaptive_avg_pool2d(x, 1), 1)
-        x = F.relu(self.norm(self.hidden(x)))
+        return paddle.flatten(F.adaptive_avg_pool2d(x, 1), 1)
+
+    def head(self, pooled, dropout_mask=None):
+        """`dropout_mask`: float32 [B, hidden], 0 where a unit is dropped and 1 / (1 - p) elsewhere."""
+        x = F.relu(self.norm(self.hidden(pooled)))
         if dropout_mask is not None:
             x = x * dropout_mask
         return self.classifier(x)
+
+    def tail(self, x):
+        return self.head(self.pool(x))
 
     def forward(self, x):
         return self.tail(self.prefix(x))

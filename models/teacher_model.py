@@ -8,6 +8,7 @@ Figures: TrashNet, 224 pixels, features of an ImageNet ResNet50 up to stage 3: 0
 0.898 with augmented ones (out of fold, C=0.01).
 """
 from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple
 
 from utils import runtime  # before paddle
 import numpy as np
@@ -21,6 +22,14 @@ from utils.data_utils import VIEW, prefetch
 from utils.transforms import eval_view, normalise, train_view
 
 MANY = 20_000  # pictures that are plenty for a linear head; beyond it memory counts (8 kB per picture and view)
+
+
+class Head(NamedTuple):
+    """One fold's linear head: logits = features @ weight + bias; arrays or Tensors."""
+    weight: np.ndarray  # float32 [D, C]
+    bias: np.ndarray    # float32 [1, C]
+    mean: np.ndarray    # float32 [D], of the features that it was fitted on
+    std: np.ndarray     # float32 [D]
 
 
 class Trunk(nn.Layer):
@@ -63,9 +72,8 @@ def extract_features(trunk, pictures, settings, threads):
 def fit_heads(features, labels, parts, folds, settings, threads=1):
     """Fit head k on every view of every picture outside part k, for each k in `folds`.
 
-    Of more than MANY pictures a random MANY are fitted on. features: [V, N, D]. Returns (weight float32 [K, D, C],
-    bias float32 [K, 1, C]), such that logits_k = features @ weight[k] + bias[k]; the standardisation of the features
-    is folded in.
+    Of more than MANY pictures a random MANY are fitted on. features: [V, N, D]. Returns {k: Head}; the
+    standardisation of the features is folded into its weights.
     """
     num_classes = int(labels.max()) + 1
 
@@ -89,19 +97,18 @@ def fit_heads(features, labels, parts, folds, settings, threads=1):
         if num_classes == 2:  # scikit-learn keeps one row for two classes
             coef, bias = np.concatenate([-coef, coef]) / 2, np.concatenate([-bias, bias]) / 2
         weight = coef.T / std[:, None]
-        return weight.astype(np.float32), (bias - mean @ weight)[None].astype(np.float32)
+        return Head(*(a.astype(np.float32) for a in (weight, (bias - mean @ weight)[None], mean, std)))
     class_weight = "balanced" if settings.class_weights == "balanced" else None
     with ThreadPoolExecutor(min(threads, 4)) as pool:  # each thread holds a copy of its rows
-        weights, biases = zip(*runtime.progress(pool.map(fit, folds), "teacher's heads", len(folds), "fold"))
-    return np.stack(weights), np.stack(biases)
+        return dict(zip(folds, runtime.progress(pool.map(fit, folds), "teacher's heads", len(folds), "fold")))
 
 
-def teacher_predictions(features, heads, parts, folds):
+def teacher_predictions(features, heads, parts):
     """Out-of-fold probabilities of the teacher: float [N, C], row i from the head that never saw picture i.
 
-    features: plain views, [N, D]. Rows of parts that are not in `folds` stay 0.
+    features: plain views, [N, D]; heads: {k: Head}. Rows of parts without a head stay 0.
     """
-    out = np.zeros((len(parts), heads[1].shape[2]))
-    for weight, bias, k in zip(*heads, folds):
-        out[parts == k] = softmax(features[parts == k] @ weight + bias, axis=1)
+    out = np.zeros((len(parts), next(iter(heads.values())).bias.shape[1]))
+    for k, head in heads.items():
+        out[parts == k] = softmax(features[parts == k] @ head.weight + head.bias, axis=1)
     return out

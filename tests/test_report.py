@@ -28,6 +28,7 @@ def test_calibration_error_of_honest_probabilities_is_small():
 class TrainedFold:
     def __init__(self, index, pictures, probabilities):
         self.index, self.pictures, self.best_probabilities, self.best_epoch = index, pictures, probabilities, 1
+        self.probabilities = [probabilities, probabilities]
         self.history = [dict.fromkeys(COLUMNS[1:], 0.5) | {"epoch": e} for e in (1, 2)]
 
 
@@ -38,8 +39,8 @@ def test_every_figure_follows_from_the_csv(tmp_path, trained):
     pictures = Pictures("", [f"夹/{i}.jpg" for i in range(60)], labels, ["a", "b", "纸"], [], None)
     folds = [TrainedFold(k, np.flatnonzero(parts == k), rng.dirichlet([1, 1, 1], 20)) for k in trained]
     teacher = rng.dirichlet([1, 1, 1], 60)
-    report = build_report(folds, teacher, pictures, parts)
-    text = write_report(str(tmp_path), report, folds, teacher, pictures)
+    report = build_report(folds, [], teacher, pictures, parts)
+    text = write_report(str(tmp_path), report, folds, [], teacher, pictures)
     with open(tmp_path / "out_of_fold.csv", encoding="utf-8") as f:
         rows = list(csv.DictReader(f))
     assert sorted(r["path"] for r in rows) == sorted(f"夹/{i}.jpg" for i in range(60) if parts[i] in trained)
@@ -69,9 +70,9 @@ def test_scalars_do_not_depend_on_visualdl(tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "visualdl", None)  # import raises ImportError
     log = RunLog(str(tmp_path))
     assert capsys.readouterr().out.count("VisualDL is not usable here") == 1
-    log.scores(2, {name: 0.25 for name in COLUMNS[1:]} | {"epoch": 1})
+    log.scores("fold2", {name: 0.25 for name in COLUMNS[1:]} | {"epoch": 1})
     log.image("picture", np.zeros((4, 4, 3), np.uint8))
     log.hyperparameters({"seed": 1}, {"result/accuracy": 0.5})
     log.close()
     with open(tmp_path / "scalars.csv", encoding="utf-8") as f:
-        assert [r["fold"] + r["epoch"] + r["val_accuracy"] for r in csv.DictReader(f)] == ["210.25"]
+        assert [r["fold"] + r["epoch"] + r["val_accuracy"] for r in csv.DictReader(f)] == ["fold210.25"]

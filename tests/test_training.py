@@ -4,7 +4,7 @@ import paddle
 import pytest
 
 from models.student_model import Student
-from models.teacher_model import fit_heads
+from models.teacher_model import Head, fit_heads
 from utils import runtime
 from utils.data_utils import VIEW, epoch_order, load_pictures, stratified_parts
 from utils.loss import distillation_loss
@@ -36,10 +36,10 @@ def run(settings, which, square=None, threads=2, watch=None, folds=None):
     trunk = runtime.frozen(TinyTrunk(), [3, 32, 32])
     features = np.random.default_rng(0).normal(size=(1, len(pictures), 5)).astype("float32")
     heads = fit_heads(features, pictures.labels, parts, which, settings)
-    folds = folds or [build_fold(k, pictures.labels, parts, 3, settings) for k in which]
+    folds = folds(heads) if folds else [build_fold(k, pictures.labels, parts, heads[k], settings) for k in which]
     if watch:
         trunk = watch(trunk, folds)
-    train(folds, pictures, parts, trunk, heads, settings, threads)
+    train(folds, pictures, parts, trunk, settings, threads)
     return {f.index: f for f in folds}
 
 
@@ -80,9 +80,13 @@ def test_same_seed_same_weights_whatever_the_threads(settings):
 def test_frozen_parameters_and_statistics_do_not_move(settings):
     pictures = load_pictures(settings.data_dir, 32, cache_dir=settings.cache_dir)
     parts = stratified_parts(pictures.labels, 3, settings.seed)
-    fold = build_fold(0, pictures.labels, parts, 3, settings)
-    before = weights_of(fold)
-    after = weights_of(run(settings, [0], folds=[fold])[0])
+    before = {}
+
+    def folds(heads):
+        fold = build_fold(0, pictures.labels, parts, heads[0], settings)
+        before.update(weights_of(fold))
+        return [fold]
+    after = weights_of(run(settings, [0], folds=folds)[0])
     frozen = [n for n in before if n.startswith("features.") and int(n.split(".")[1]) < 14]
     assert len(frozen) > 150
     assert all(np.array_equal(before[n], after[n]) for n in frozen)
@@ -95,13 +99,13 @@ def test_teacher_and_student_see_the_same_mixed_picture(settings):
     seen_by_teacher, seen_by_student = [], []
 
     def watch(trunk, folds):
-        tail = folds[0].student.tail
+        pool = folds[0].student.pool
 
-        def watched_tail(x, mask=None):
-            if mask is not None:
+        def watched_pool(x):
+            if folds[0].student.training:
                 seen_by_student.append(x.numpy())
-            return tail(x, mask)
-        folds[0].student.tail = watched_tail
+            return pool(x)
+        folds[0].student.pool = watched_pool
 
         def watched_trunk(x):
             seen_by_teacher.append(np.array(x))
@@ -163,7 +167,7 @@ def test_a_lone_student_goes_on_and_stopped_ones_cost_nothing(settings):
 
     def watch(trunk, folds):
         folds[0].best_accuracy = folds[1].best_accuracy = 2.0  # they can only get worse: stop after one epoch
-        folds[2].stopped = lambda patience: False
+        folds[2].stopped = lambda: False
 
         def watched(x):
             seen.append(len(x))
@@ -197,7 +201,8 @@ def test_evaluation_judges_each_picture_by_its_own_student(settings):
     parts = stratified_parts(pictures.labels, 3, settings.seed)
     parts[:4] = 0  # parts of different sizes
     settings.freeze_depth = 0
-    folds = [build_fold(k, pictures.labels, parts, 3, settings) for k in range(3)]
+    head = Head(np.zeros([5, 3], "float32"), np.zeros([1, 3], "float32"), *np.ones([2, 5], "float32"))
+    folds = [build_fold(k, pictures.labels, parts, head, settings) for k in range(3)]
     together = evaluate(folds, paddle.to_tensor, pictures, settings, 2)
     for fold, p in zip(folds, together):
         assert p.shape == (len(fold.pictures), 3)
@@ -206,5 +211,5 @@ def test_evaluation_judges_each_picture_by_its_own_student(settings):
 
 
 def test_a_loss_that_is_not_finite_ends_the_run_with_its_fold(settings):
-    with pytest.raises(InputError, match="fold 0, epoch 1.*base_lr"):
+    with pytest.raises(InputError, match="fold0, epoch 1.*base_lr"):
         run(settings, [0], watch=lambda trunk, folds: lambda x: trunk(x) * float("nan"))

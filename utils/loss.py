@@ -1,6 +1,7 @@
-"""The loss of one student on one batch: true labels and the teacher's soft labels.
+"""The losses of one student on one batch: true labels, the teacher's soft labels, the teacher's features.
 
-Hinton, Vinyals, Dean 2015, "Distilling the Knowledge in a Neural Network"; mixup: Zhang et al. 2018.
+Hinton, Vinyals, Dean 2015, "Distilling the Knowledge in a Neural Network"; Romero et al. 2015, "FitNets: Hints for
+Thin Deep Nets"; mixup: Zhang et al. 2018.
 """
 from utils import runtime  # noqa: F401  before paddle
 from paddle.nn import functional as F
@@ -21,3 +22,13 @@ def distillation_loss(logits, teacher_logits, labels_a, labels_b, lam, class_wei
     log_teacher = F.log_softmax(teacher_logits / temperature)
     soft = (log_teacher.exp() * (log_teacher - log_student)).sum(1).mean()
     return alpha * hard + (1 - alpha) * temperature**2 * soft
+
+
+def feature_loss(guess, features, mean, std):
+    """Squared error of the teacher's pooled features, guessed by one linear layer from the student's, mean over all.
+
+    guess, features: float32 [B, D]; mean, std: float32 [D], of the teacher's features over the pictures that the
+    student learns from: standardised, every feature counts the same, and guessing the mean costs 1. A frozen teacher's
+    D features say more of a picture than its C probabilities. Returns a 0-d Tensor.
+    """
+    return F.mse_loss(guess, (features - mean) / std)

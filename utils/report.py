@@ -46,10 +46,10 @@ def _mean_and_deviation(values):
     return {"mean": float(np.mean(values)), "std": float(np.std(values, ddof=1)) if len(values) > 1 else 0.0}
 
 
-def build_report(folds, teacher_probabilities, pictures, parts):
+def build_report(folds, controls, teacher_probabilities, pictures, parts):
     """All figures of a run as one JSON-able dict.
 
-    folds: trained folds; teacher_probabilities: float [N, C], row i from the head that never saw picture i.
+    folds: trained folds; controls: their twins without a teacher, or []; teacher_probabilities: float [N, C], row i from the head that never saw picture i.
     """
     rows = np.concatenate([f.pictures for f in folds])
     student = np.concatenate([f.best_probabilities for f in folds])
@@ -99,7 +99,7 @@ def report_text(report):
     return "\n".join(lines) + "\n"
 
 
-def write_report(folder, report, folds, teacher_probabilities, pictures):
+def write_report(folder, report, folds, controls, teacher_probabilities, pictures):
     """Write report.txt, report.json, out_of_fold.csv, confusion_matrix.png and curves.png; returns the text."""
     text = report_text(report)
     with open(os.path.join(folder, "report.txt"), "w", encoding="utf-8", errors="backslashreplace") as f:

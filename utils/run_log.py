@@ -34,13 +34,13 @@ class RunLog:
         return self.writers[name]
 
     def scores(self, fold, scores):
-        """One epoch of one fold: a dict with the keys of COLUMNS but `fold`."""
+        """One epoch of one fold, "fold0" or "control0": a dict with the keys of COLUMNS but `fold`."""
         self.csv.writerow({"fold": fold, **scores})
         self.file.flush()
         if self.LogWriter:
             for name in COLUMNS[2:]:
                 tag = name.replace("_", "/", 1) if name != "learning_rate" else name
-                self.writer(f"fold{fold}").add_scalar(tag, scores[name], scores["epoch"])
+                self.writer(fold).add_scalar(tag, scores[name], scores["epoch"])
 
     def image(self, tag, picture, step=0):
         """picture: uint8 RGB [H, W, 3]"""

@@ -46,7 +46,9 @@ class Settings:
     head_c: float = setting(0.01, "inverse regularisation of the teacher's heads (scikit-learn's C)", 1e-8)
     # method
     temperature: float = setting(4.0, "softens the soft labels", 0.01, 1000)
-    alpha: float = setting(0.5, "weight of the true labels; 1 - alpha is the teacher's", 0, 1)
+    alpha: float = setting(0.5, "weight of the true labels; 1 - alpha is the teacher's soft labels'", 0, 1)
+    feature_weight: float = setting(8.0, "weight of guessing the teacher's features from the student's", 0, 1000)
+    control: bool = setting(False, "train beside every student its twin without a teacher, and compare")
     class_weights: str = setting("balanced", "'balanced' gives every category the same weight in the loss",
                                  choices=("balanced", "none"))
     mixup_alpha: float = setting(0.2, "parameter of mixup's Beta distribution; 0 switches mixup off", 0, 100)

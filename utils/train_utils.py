@@ -3,6 +3,7 @@
 The frozen networks see every picture once for all folds; each fold then takes a step of its own. Two cores, 224 pixels,
 5 folds: see the README for pictures per second.
 """
+import dataclasses
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -13,9 +14,10 @@ import paddle
 from sklearn.utils.class_weight import compute_class_weight
 
 from models.student_model import Prefix, Student, dropout_mask
+from models.teacher_model import Head
 from utils.data_utils import DROPOUT, MIXUP, VIEW, epoch_order, prefetch
-from utils.loss import distillation_loss
-from utils.settings import InputError
+from utils.loss import distillation_loss, feature_loss
+from utils.settings import InputError, Settings
 from utils.transforms import eval_view, normalise, train_view
 
 
@@ -23,18 +25,26 @@ from utils.transforms import eval_view, normalise, train_view
 class Fold:
     """One student and all that belongs to it alone."""
     index: int
+    name: str                     # fold0, or control0: its twin without a teacher
+    settings: Settings            # its own: a control differs from its twin in nothing else
     student: Student
+    regressor: paddle.nn.Linear   # student's pooled features -> teacher's; None without that loss, dropped after training
+    head: Head                    # the teacher's, as Tensors
     optimizer: paddle.optimizer.Optimizer
     class_weights: paddle.Tensor  # [C]
     pictures: np.ndarray          # part `index`, on which the student is validated
     best_accuracy: float = -1.0
     best_epoch: int = 0
-    best_probabilities: np.ndarray = None  # [len(pictures), C] at the best epoch
+    probabilities: list = field(default_factory=list)  # per epoch: validation, float32 [len(pictures), C]
     history: list = field(default_factory=list)  # one dict of scores per epoch
     sums: paddle.Tensor = None    # running in this epoch
 
-    def stopped(self, patience):
-        return len(self.history) - self.best_epoch >= patience
+    @property
+    def best_probabilities(self):
+        return self.probabilities[self.best_epoch - 1]
+
+    def stopped(self):
+        return len(self.history) - self.best_epoch >= self.settings.patience
 
 
 def pictures_per_part(settings):
@@ -42,20 +52,32 @@ def pictures_per_part(settings):
     return max(1, round(settings.batch_size / (settings.num_folds - 1)))
 
 
-def build_fold(index, labels, parts, num_classes, settings, load=None):
-    """A student as every fold starts: the same weights from the seed, then `load(student.features)` if given."""
+def build_fold(index, labels, parts, head, settings, load=None, name="fold"):
+    """A student as every fold starts: the same weights from the seed, then `load(student.features)` if given.
+
+    head: the teacher's, of this fold. The regressor is drawn last, so that a control starts from the same weights.
+    """
+    num_classes = head.bias.shape[1]
     paddle.seed(settings.seed)
     with paddle.utils.unique_name.guard():
-        student = Student(num_classes, settings.freeze_depth)
+        student, regressor = Student(num_classes, settings.freeze_depth), None
         if load:
             load(student.features)
-        optimizer = paddle.optimizer.Adam(
-            settings.base_lr, weight_decay=settings.weight_decay,
-            parameters=[p for p in student.parameters() if not p.stop_gradient])
+        learning = [p for p in student.parameters() if not p.stop_gradient]
+        if settings.feature_weight:
+            regressor = paddle.nn.Linear(student.hidden.weight.shape[0], len(head.mean))
+            learning += regressor.parameters()
+        optimizer = paddle.optimizer.Adam(settings.base_lr, weight_decay=settings.weight_decay, parameters=learning)
     weights = np.ones(num_classes)
     if settings.class_weights == "balanced":
         weights = compute_class_weight("balanced", classes=np.arange(num_classes), y=labels[parts != index])
-    return Fold(index, student, optimizer, paddle.to_tensor(weights.astype("float32")), np.flatnonzero(parts == index))
+    return Fold(index, f"{name}{index}", settings, student, regressor, Head(*map(paddle.to_tensor, head)), optimizer,
+                paddle.to_tensor(weights.astype("float32")), np.flatnonzero(parts == index))
+
+
+def control_settings(settings):
+    """Settings of the control: the same student without a teacher, cross-entropy alone."""
+    return dataclasses.replace(settings, alpha=1.0, feature_weight=0.0)
 
 
 def learning_rate(step, total_steps, warmup_steps, base_lr):
@@ -89,12 +111,13 @@ def fold_pool(threads):
 
 def evaluate(folds, prefix, pictures, settings, threads):
     """Class probabilities of every fold's student on its own part: list of float32 [N_k, C], rows as fold.pictures."""
-    size = max(1, 64 // len(folds))
-    jobs = [[f.pictures[i:i + size] for f in folds]
-            for i in range(0, max(len(f.pictures) for f in folds), size)]
+    validation = {f.index: f.pictures for f in folds}  # a control is judged on the same pictures as its twin
+    size = max(1, 64 // len(validation))
+    jobs = [{k: rows[i:i + size] for k, rows in validation.items() if i < len(rows)}
+            for i in range(0, max(map(len, validation.values())), size)]
 
     def make(job):
-        return normalise([eval_view(pictures.square(i), settings.image_size) for i in np.concatenate(job)])
+        return normalise([eval_view(pictures.square(i), settings.image_size) for i in np.concatenate([*job.values()])])
 
     def predict(fold, x):
         with paddle.no_grad():
@@ -104,31 +127,32 @@ def evaluate(folds, prefix, pictures, settings, threads):
     outputs = [[] for _ in folds]
     with fold_pool(threads) as pool:
         for job, x in zip(jobs, prefetch(make, jobs, threads)):
-            ends = np.cumsum([len(rows) for rows in job])
+            ends = np.cumsum([len(rows) for rows in job.values()])
             x = prefix(x)
-            mine = [(i, x[end - len(rows):end]) for i, (rows, end) in enumerate(zip(job, ends)) if len(rows)]
-            for (i, _), p in zip(mine, pool.map(lambda m: predict(folds[m[0]], m[1]), mine)):
+            maps = {k: x[end - len(rows):end] for (k, rows), end in zip(job.items(), ends)}
+            judged = [i for i, f in enumerate(folds) if f.index in maps]
+            for i, p in zip(judged, pool.map(lambda i: predict(folds[i], maps[folds[i].index]), judged)):
                 outputs[i].append(p)
     return [np.concatenate(o) for o in outputs]
 
 
-def train(folds, pictures, parts, trunk, heads, settings, threads, on_epoch=None):
+def train(folds, pictures, parts, trunk, settings, threads, on_epoch=None):
     """Train all folds side by side until each has stopped or `num_epochs` are over.
 
-    trunk: compiled teacher trunk, x -> features [B, D]; heads: (weight [K, D, C], bias [K, 1, C]), one per fold in
-    the order of `folds`. After each epoch, on_epoch(epoch, active, seconds) is called with the folds that trained;
-    those whose `best_epoch` is this epoch have reached a new peak.
+    folds: students of any folds, and their controls, all on the same pictures; trunk: compiled teacher trunk, x ->
+    features [B, D]. `settings` decide the stream of pictures, fold.settings what the fold makes of it. After each
+    epoch, on_epoch(epoch, active, seconds) is called with the folds that trained; those whose `best_epoch` is this
+    epoch have reached a new peak.
     """
     s, labels = settings, pictures.labels
     num_parts, per_part = s.num_folds, pictures_per_part(s)
     steps = -(-int(np.bincount(parts).max()) // per_part)
     prefix = (runtime.frozen(Prefix(folds[0].student), [3, s.image_size, s.image_size], threads)
               if s.freeze_depth else paddle.to_tensor)
-    heads = {f.index: (paddle.to_tensor(w), paddle.to_tensor(b)) for f, w, b in zip(folds, *heads)}
     pool = fold_pool(threads)
 
     for epoch in range(s.num_epochs):
-        active = [f for f in folds if not f.stopped(s.patience)]
+        active = [f for f in folds if not f.stopped()]
         if not active:
             break
         began = time.time()
@@ -160,10 +184,13 @@ def train(folds, pictures, parts, trunk, heads, settings, threads, on_epoch=None
                     mask = dropout_mask([len(rows), f.student.hidden.weight.shape[1]], s.dropout,
                                         np.random.default_rng([s.seed, DROPOUT, f.index, epoch, step]))
                     rows = paddle.to_tensor(rows)
-                    weight, bias = heads[f.index]
-                    logits = f.student.tail(maps.index_select(rows), paddle.to_tensor(mask))
-                    loss = distillation_loss(logits, features.index_select(rows) @ weight + bias, a, b, lam,
-                                             f.class_weights, s.temperature, s.alpha)
+                    pooled, taught = f.student.pool(maps.index_select(rows)), features.index_select(rows)
+                    logits = f.student.head(pooled, paddle.to_tensor(mask))
+                    loss = distillation_loss(logits, taught @ f.head.weight + f.head.bias, a, b, lam, f.class_weights,
+                                             f.settings.temperature, f.settings.alpha)
+                    if f.regressor:
+                        loss = loss + f.settings.feature_weight * feature_loss(f.regressor(pooled), taught,
+                                                                               f.head.mean, f.head.std)
                     loss.backward()
                     f.optimizer.set_lr(rate)
                     f.optimizer.step()
@@ -179,15 +206,16 @@ def train(folds, pictures, parts, trunk, heads, settings, threads, on_epoch=None
         for f, p in zip(active, evaluate(active, prefix, pictures, s, threads)):
             loss, right, seen = f.sums.numpy().astype("float64")
             if not np.isfinite(loss) or not np.isfinite(p).all():
-                raise InputError(f"fold {f.index}, epoch {epoch + 1}: the loss is no longer a finite number; "
+                raise InputError(f"{f.name}, epoch {epoch + 1}: the loss is no longer a finite number; "
                                  "lower --base_lr")
             of_truth = p[np.arange(len(p)), labels[f.pictures]]
             accuracy = float((p.argmax(1) == labels[f.pictures]).mean())
             f.history.append(dict(epoch=epoch + 1, learning_rate=rate, train_loss=loss / seen,
                                   train_accuracy=right / seen, val_loss=float(-np.log(of_truth + 1e-12).mean()),
                                   val_accuracy=accuracy))
+            f.probabilities.append(p)
             if accuracy > f.best_accuracy:
-                f.best_accuracy, f.best_epoch, f.best_probabilities = accuracy, epoch + 1, p
+                f.best_accuracy, f.best_epoch = accuracy, epoch + 1
         if on_epoch:
             on_epoch(epoch + 1, active, time.time() - began)
     pool.shutdown()
