@@ -1,10 +1,10 @@
-"""The distillation loss against the formula in NumPy and SciPy, float64."""
+"""The losses against the formula in NumPy and SciPy, float64."""
 import numpy as np
 import paddle
 import pytest
 from scipy.special import log_softmax, rel_entr, softmax
 
-from utils.loss import distillation_loss
+from utils.loss import distillation_loss, feature_loss
 
 
 def by_hand(z, t, a, b, lam, w, temperature, alpha):
@@ -44,3 +44,14 @@ def test_gradient_of_soft_labels_does_not_shrink_with_temperature():
     y = paddle.zeros([1], "int64")
     distillation_loss(z, t, y, y, 1.0, paddle.ones([3]), 500.0, 0.0).backward()
     np.testing.assert_allclose(z.grad.numpy(), -t.numpy() / 3, rtol=2e-2)
+
+
+def test_feature_loss_is_the_squared_error_of_standardised_features():
+    rng = np.random.default_rng(0)
+    features = rng.normal(3, [1, 5, 0.1], (4000, 3))
+    mean, std = features.mean(0), features.std(0)
+    guess = rng.normal(size=features.shape)
+    expected = ((guess - (features - mean) / std)**2).sum() / features.size
+    tensors = [paddle.to_tensor(x.astype("float32")) for x in (guess, features, mean, std)]
+    np.testing.assert_allclose(feature_loss(*tensors).item(), expected, rtol=1e-4)
+    np.testing.assert_allclose(feature_loss(tensors[0] * 0, *tensors[1:]).item(), 1, rtol=1e-4)  # guessing the mean

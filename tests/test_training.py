@@ -9,7 +9,7 @@ from utils import runtime
 from utils.data_utils import VIEW, epoch_order, load_pictures, stratified_parts
 from utils.loss import distillation_loss
 from utils.settings import InputError
-from utils.train_utils import build_fold, evaluate, learning_rate, mixup, train
+from utils.train_utils import build_fold, control_settings, evaluate, learning_rate, mixup, train
 from utils.transforms import normalise, train_view
 
 
@@ -26,8 +26,8 @@ def weights_of(fold):
     return {k: v.numpy() for k, v in fold.student.state_dict().items()}
 
 
-def run(settings, which, square=None, threads=2, watch=None, folds=None):
-    """Train the folds `which` on the tiny set; returns {fold number: Fold}."""
+def run(settings, which, square=None, threads=2, watch=None, folds=None, by="index"):
+    """Train the folds `which` on the tiny set; returns {fold number or name: Fold}."""
     pictures = load_pictures(settings.data_dir, settings.image_size, cache_dir=settings.cache_dir)
     if square:
         pictures.square = square(pictures.square)
@@ -40,7 +40,7 @@ def run(settings, which, square=None, threads=2, watch=None, folds=None):
     if watch:
         trunk = watch(trunk, folds)
     train(folds, pictures, parts, trunk, settings, threads)
-    return {f.index: f for f in folds}
+    return {getattr(f, by): f for f in folds}
 
 
 @pytest.mark.parametrize("depth", [0, 14])
@@ -176,6 +176,54 @@ def test_a_lone_student_goes_on_and_stopped_ones_cost_nothing(settings):
     folds = run(settings, [0, 1, 2], watch=watch)
     assert [len(folds[k].history) for k in range(3)] == [1, 1, 6]
     assert seen[:5] == [6] * 5 and seen[5:] == [4] * 25
+
+
+def test_control_twins_start_alike_see_the_same_batches_and_learn_without_the_teacher(settings):
+    start, seen = {}, {}
+
+    def folds(heads):
+        both = [build_fold(1, labels, parts, heads[1], s, name=name)
+                for s, name in ((settings, "fold"), (control_settings(settings), "control"))]
+        for f in both:
+            start[f.name], seen[f.name] = weights_of(f), []
+
+            def head(pooled, mask=None, f=f, plain=f.student.head):
+                if mask is not None:
+                    seen[f.name].append(mask.numpy())
+                return plain(pooled, mask)
+
+            def pool(x, f=f, plain=f.student.pool):
+                if f.student.training:
+                    seen[f.name].append(x.numpy())
+                return plain(x)
+            f.student.head, f.student.pool = head, pool
+        return both
+
+    def run_twins(scale):
+        twins = run(settings, [1], folds=folds, watch=lambda trunk, _: lambda x: trunk(x) * scale, by="name")
+        return {name: weights_of(f) for name, f in twins.items()}
+    pictures = load_pictures(settings.data_dir, 32, cache_dir=settings.cache_dir)
+    labels, parts = pictures.labels, stratified_parts(pictures.labels, 3, settings.seed)
+    end = run_twins(1)
+    for name, value in start["fold1"].items():
+        np.testing.assert_array_equal(value, start["control1"][name], err_msg=name)
+    assert len(seen["fold1"]) == len(seen["control1"]) > 4
+    for a, b in zip(seen["fold1"], seen["control1"]):
+        np.testing.assert_array_equal(a, b)
+    assert (end["fold1"]["hidden.weight"] != end["control1"]["hidden.weight"]).any()
+    other_teacher = run_twins(3)
+    for name, value in end["control1"].items():
+        np.testing.assert_array_equal(value, other_teacher["control1"][name], err_msg=name)
+    assert (end["fold1"]["hidden.weight"] != other_teacher["fold1"]["hidden.weight"]).any()
+
+
+@pytest.mark.parametrize("off", ["alpha", "feature_weight"])
+def test_each_signal_of_the_teacher_reaches_the_student(settings, off):
+    setattr(settings, off, {"alpha": 1.0, "feature_weight": 0.0}[off])
+    left = run(settings, [1])[1]
+    assert (left.regressor is None) == (off == "feature_weight")
+    none = run(control_settings(settings), [1])[1]
+    assert (weights_of(left)["hidden.weight"] != weights_of(none)["hidden.weight"]).any()
 
 
 def test_mixup_stays_inside_the_part_and_mixes_as_it_says():

@@ -1,0 +1,144 @@
+"""What each ingredient is worth: students that differ in one thing, trained side by side on the same pictures.
+
+    python benchmarks/quality.py --sample                                # to try it: drawn pictures, ten minutes on 2 cores
+    python benchmarks/quality.py --data_dir DIR --image_size 160 --num_epochs 16     # all other options of main.py too
+
+Every arm is K students, one per fold. Arms that see the same views train in one pass, as controls do, and cost only their
+tails; those that need other views get a pass of their own. Accuracy is out of fold and cross-fitted; each arm is
+compared with the first, picture by picture. A finished pass is kept in --log_dir and not run again by the same command,
+so a killed benchmark goes on with the next pass.
+"""
+import dataclasses
+import hashlib
+import json
+import os
+import sys
+import time
+
+sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), os.pardir))
+from utils import runtime  # noqa: E402
+import numpy as np  # noqa: E402
+import paddle  # noqa: E402
+
+from data.make_sample import make_sample  # noqa: E402
+from models.teacher_model import Trunk, extract_features, fit_heads, teacher_predictions  # noqa: E402
+from utils.checkpoint import imagenet_weights, load_into  # noqa: E402
+from utils.copies import find_copies, group_pictures, read_groups  # noqa: E402
+from utils.data_utils import find_categories, load_pictures, stratified_parts  # noqa: E402
+from utils.settings import InputError, parse  # noqa: E402
+from utils.statistics import compare, cross_fitted_epochs, wilson  # noqa: E402
+from utils.train_utils import build_fold, control_settings, train  # noqa: E402
+
+PLAIN = dict(flip_horizontal=0.0, flip_vertical=0.0, rotation=0.0, crop_pad=0, brightness=0.0, contrast=0.0,
+             saturation=0.0, hue=0.0, erasing=0.0)
+SEED_RECIPE = dict(alpha=0.5, temperature=4.0, feature_weight=0.0)
+CONTROL = "no teacher (control)"
+
+
+def passes(settings):
+    """[(changes of the stream of pictures, {arm: its settings})]: each pass trains all its arms side by side."""
+    def with_(**changes):
+        return dataclasses.replace(settings, **changes)
+    no_mixup, plain = with_(mixup_alpha=0.0), with_(**PLAIN)
+    return [
+        (settings, {"default": settings, CONTROL: control_settings(settings),
+                    "soft labels (T 4, alpha 0.5) instead of features": with_(**SEED_RECIPE),
+                    "soft labels of a head that was not fitted": with_(**SEED_RECIPE),
+                    "no class weights": with_(class_weights="none")}),
+        (no_mixup, {"no mixup": no_mixup, "no mixup, no teacher": control_settings(no_mixup)}),
+        (plain, {"no augmentation": plain, "no augmentation, no teacher": control_settings(plain)})]
+
+
+def main():
+    settings, sample = parse(description=__doc__)
+    runtime.choose_device(settings.device)
+    threads = settings.threads or runtime.CORES
+    if sample:
+        make_sample(settings.data_dir)
+    categories = find_categories(settings.data_dir, settings.categories)
+    pictures = load_pictures(settings.data_dir, settings.image_size, categories, settings.cache_dir, settings.cache_gb,
+                             threads)
+    pairs = np.concatenate([find_copies(pictures, threads), read_groups(settings.groups, pictures)])
+    parts = stratified_parts(pictures.labels, settings.num_folds, settings.seed, categories,
+                             group_pictures(len(pictures), pairs))
+    trained = sorted(settings.folds) or list(range(settings.num_folds))
+    if len(trained) < 2:
+        raise InputError("--folds: cross-fitted figures need at least two folds")
+    name = hashlib.sha256(json.dumps([settings.to_json(), pictures.paths]).encode()).hexdigest()[:12]
+    folder = os.path.join(settings.log_dir, f"quality-{name}")
+    os.makedirs(folder, exist_ok=True)
+
+    source, teacher_arrays = imagenet_weights("teacher_weights", settings.teacher_weights)
+    student_source, student_arrays = imagenet_weights("student_weights", settings.student_weights)
+    paddle.seed(settings.seed)
+    trunk = Trunk()
+    if teacher_arrays:
+        load_into(trunk.resnet, teacher_arrays, source)
+    trunk = runtime.frozen(trunk, [3, settings.image_size, settings.image_size], threads)
+    features = extract_features(trunk, pictures, settings, threads)
+    heads = fit_heads(features, pictures.labels, parts, trained, settings, threads)
+    teacher = teacher_predictions(features[0], heads, parts).argmax(1)
+    del features
+
+    def load(student_features):
+        if student_arrays:
+            load_into(student_features, student_arrays, student_source, "features.")
+
+    def build(arm, arm_settings, k):
+        head = heads[k]
+        if "not fitted" in arm:  # as a new linear layer: a head that says nothing of these categories
+            rng, bound = np.random.default_rng([settings.seed, k]), len(head.mean)**-0.5
+            head = head._replace(weight=rng.uniform(-bound, bound, head.weight.shape).astype("float32"),
+                                 bias=rng.uniform(-bound, bound, head.bias.shape).astype("float32"))
+        return build_fold(k, pictures.labels, parts, head, arm_settings, load, arm + " fold ")
+
+    results = {}
+    for number, (stream, arms) in enumerate(passes(settings)):
+        path = os.path.join(folder, f"pass{number}.npz")
+        if not os.path.exists(path):
+            began = time.time()
+            folds = {arm: [build(arm, s, k) for k in trained] for arm, s in arms.items()}
+
+            def on_epoch(epoch, active, seconds):
+                print(f"pass {number}, epoch {epoch}, {seconds:.0f} s: " + "; ".join(
+                    f"{arm} {np.mean([f.history[-1]['val_accuracy'] for f in own]):.4f}" for arm, own in folds.items()))
+            train([f for own in folds.values() for f in own], pictures, parts, trunk, stream, threads, on_epoch)
+            answers = {arm: cross_fitted_answers(own, len(pictures)) for arm, own in folds.items()}
+            np.savez(path + ".tmp.npz", minutes=(time.time() - began) / 60, **answers)
+            os.replace(path + ".tmp.npz", path)
+        with np.load(path) as saved:
+            results.update({arm: (saved[arm], saved["minutes"].item()) for arm in arms})
+    print_table(results, teacher, pictures, np.isin(parts, trained), settings)
+
+
+def cross_fitted_answers(folds, n):
+    """Answer of each of n pictures, int [n], by the student that never saw it at the epoch the other folds chose."""
+    answers = np.full(n, -1)
+    epochs = cross_fitted_epochs([[h["val_accuracy"] for h in f.history] for f in folds])
+    for f, epoch in zip(folds, epochs):
+        answers[f.pictures] = f.probabilities[epoch - 1].argmax(1)
+    return answers
+
+
+def print_table(results, teacher, pictures, rows, settings):
+    labels, first = pictures.labels[rows], next(iter(results))
+    print(f"\n{runtime.processor()}, {runtime.CORES} cores, {runtime.versions()}\npython {' '.join(sys.argv)}\n"
+          f"seed {settings.seed}, {rows.sum()} pictures; minutes are those of the whole pass\n\n"
+          "| arm | accuracy | 95 % | errors | gained, lost against the first | McNemar p | minutes |\n"
+          "| --- | --- | --- | --- | --- | --- | --- |")
+    for arm, (answers, minutes) in [*results.items(), ("teacher itself", (teacher, 0))]:
+        right = answers[rows] == labels
+        low, high = wilson(right.sum(), len(labels))
+        c = compare(labels, answers[rows], results[first][0][rows])
+        print(f"| {arm} | {right.mean():.4f} | {low:.3f} to {high:.3f} | {(~right).sum()} | "
+              + ("" if arm == first else f"{c['gained']}, {c['lost']}") + " | "
+              + ("" if arm == first else f"{c['mcnemar_p']:.2g}") + f" | {f'{minutes:.0f}' if minutes else ''} |")
+
+
+if __name__ == "__main__":
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(errors="backslashreplace", line_buffering=True)
+    try:
+        main()
+    except (InputError, OSError) as error:
+        sys.exit(f"error: {error}")
