@@ -165,7 +165,8 @@ def record_run(folder, settings, pictures, parts, groups, copies):
     with open(os.path.join(folder, "settings.json"), "w", encoding="utf-8", errors="backslashreplace") as f:
         json.dump({**settings.to_json(), "versions": runtime.versions()}, f, indent=2, ensure_ascii=False)
     labels = [pictures.categories[i] for i in pictures.labels]
-    for name, header, rows in (("folds.csv", ("path", "label", "part", "group"), zip(pictures.paths, labels, parts, groups)),
+    folds = zip(pictures.paths, labels, parts, groups)
+    for name, header, rows in (("folds.csv", ("path", "label", "part", "group"), folds),
                                ("copies.csv", ("group", "path", "label", "conflict"), copies),
                                ("left_out.csv", ("path", "reason"), pictures.left_out)):
         with open(os.path.join(folder, name), "w", newline="", encoding="utf-8", errors="backslashreplace") as f:
