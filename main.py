@@ -4,9 +4,10 @@
     python main.py                                           # data/data101031/<category>/*.jpg
     python main.py --data_dir DIR --categories cans glass    # any folder with one sub-folder per category
 
-The method, in the order of this file: pictures are cut into K parts; a frozen ResNet50 gets one linear head per fold,
-fitted outside that fold's part; K MobileNetV2 students learn side by side from the same stream of views, student k
-from all parts but part k; the report judges every picture once, by the student that never saw it.
+The method, in the order of this file: pictures are cut into K parts, copies of one picture never apart; a frozen
+ResNet50 gets one linear head per fold, fitted outside that fold's part; K MobileNetV2 students learn side by side from
+the same stream of views, student k from all parts but part k; the report judges every picture once, by the student that
+never saw it.
 """
 import csv
 import json
@@ -22,6 +23,7 @@ from sklearn.metrics import balanced_accuracy_score
 from data.make_sample import make_sample
 from models.teacher_model import Trunk, extract_features, fit_heads, teacher_predictions
 from utils.checkpoint import imagenet_weights, load_into, new_folder, save_weights, set_aside
+from utils.copies import find_copies, group_pictures, read_groups
 from utils.data_utils import VIEW, epoch_order, find_categories, load_pictures, read_picture, stratified_parts
 from utils.report import build_report, contact_sheet, write_report
 from utils.run_log import RunLog
@@ -45,7 +47,11 @@ def main(argv=None):
     pictures = load_pictures(settings.data_dir, settings.image_size, categories, settings.cache_dir,
                              settings.cache_gb, threads)
     print_pictures(pictures)
-    parts = stratified_parts(pictures.labels, settings.num_folds, settings.seed, pictures.categories)
+    given = read_groups(settings.groups, pictures)
+    groups = group_pictures(len(pictures), np.concatenate([find_copies(pictures, threads), given]))
+    copies = copy_rows(pictures, groups)
+    print_copies(copies, len(np.unique(given[:, 0])), settings)
+    parts = stratified_parts(pictures.labels, settings.num_folds, settings.seed, pictures.categories, groups)
     trained = sorted(settings.folds) or list(range(settings.num_folds))
     for k in trained:
         print(f"fold {k}: {(parts != k).sum()} pictures to train on, {(parts == k).sum()} to validate on")
@@ -57,7 +63,7 @@ def main(argv=None):
     folder = new_folder(settings.log_dir, time.strftime("%Y%m%d-%H%M%S"))
     run = os.path.basename(folder)
     os.makedirs(settings.save_dir, exist_ok=True)
-    record_run(folder, settings, pictures, parts)
+    record_run(folder, settings, pictures, parts, groups, copies)
     log = RunLog(folder)
     print(f"run {run}, written to {folder}; to watch: visualdl --logdir {settings.log_dir} --port 8040 --language en")
     show_pictures(folder, log, pictures, parts, trained, settings)
@@ -131,12 +137,41 @@ def print_pictures(pictures):
             print(f"  {path!r}: {reason}")
 
 
-def record_run(folder, settings, pictures, parts):
-    """settings.json, left_out.csv and folds.csv: what the run was made of."""
+def copy_rows(pictures, groups):
+    """(group, path, label, whether labels differ) of every picture in a group of more than one, by group."""
+    members = {}
+    for i, g in enumerate(groups):
+        members.setdefault(g, []).append(i)
+    return [(g, pictures.paths[i], pictures.categories[pictures.labels[i]],
+             "yes" if np.ptp(pictures.labels[rows]) else "no")
+            for g, rows in members.items() if len(rows) > 1 for i in rows]
+
+
+def print_copies(copies, given, settings, most=20):
+    """How many pictures stay together, and the groups whose labels differ, `most` of them."""
+    count = len({g for g, *_ in copies})
+    print(f"copies: {len(copies)} pictures in {count} groups stay together"
+          + (f" ({given} groups from {settings.groups})" if settings.groups else ""))
+    conflicts = {}
+    for g, path, _, conflict in copies:
+        if conflict == "yes":
+            conflicts.setdefault(g, []).append(path)
+    if conflicts:
+        print("probable label errors: these copies carry different labels:")
+        for paths in list(conflicts.values())[:most]:
+            print("  " + ", ".join(paths[:most]) + (f" and {len(paths) - most} more" if len(paths) > most else ""))
+        if len(conflicts) > most:
+            print(f"  and {len(conflicts) - most} more groups; copies.csv in the folder of this run has them all")
+
+
+def record_run(folder, settings, pictures, parts, groups, copies):
+    """settings.json, left_out.csv, folds.csv and copies.csv: what the run was made of."""
     with open(os.path.join(folder, "settings.json"), "w", encoding="utf-8", errors="backslashreplace") as f:
         json.dump({**settings.to_json(), "versions": runtime.versions()}, f, indent=2, ensure_ascii=False)
     labels = [pictures.categories[i] for i in pictures.labels]
-    for name, header, rows in (("folds.csv", ("path", "label", "part"), zip(pictures.paths, labels, parts)),
+    folds = zip(pictures.paths, labels, parts, groups)
+    for name, header, rows in (("folds.csv", ("path", "label", "part", "group"), folds),
+                               ("copies.csv", ("group", "path", "label", "conflict"), copies),
                                ("left_out.csv", ("path", "reason"), pictures.left_out)):
         with open(os.path.join(folder, name), "w", newline="", encoding="utf-8", errors="backslashreplace") as f:
             csv.writer(f).writerows([header, *rows])

@@ -28,12 +28,17 @@ def test_sample_run_leaves_everything_behind(sample):
     (run,) = os.listdir(where / "logs")
     folder = where / "logs" / run
     files = {"report.txt", "report.json", "out_of_fold.csv", "confusion_matrix.png", "curves.png", "scalars.csv",
-             "first_pictures.png", "training_views.png", "settings.json", "folds.csv", "left_out.csv"}
+             "first_pictures.png", "training_views.png", "settings.json", "folds.csv", "left_out.csv",
+             "copies.csv"}
     assert files <= set(os.listdir(folder))
     assert all(glob.glob(str(folder / d / "vdlrecords*")) for d in ("fold0", "fold1", "fold2", "pictures", "result"))
     with open(folder / "out_of_fold.csv", encoding="utf-8") as f:
         rows = list(csv.DictReader(f))
     assert len(rows) == len({r["path"] for r in rows}) == 240
+    with open(folder / "folds.csv", encoding="utf-8") as f:
+        assert len({r["group"] for r in csv.DictReader(f)}) == 240  # drawn pictures are no copies of one another
+    assert (folder / "copies.csv").read_text("utf-8").split() == ["group,path,label,conflict"]
+    assert "copies: 0 pictures in 0 groups stay together" in printed and "different labels" not in printed
     report = json.loads((folder / "report.json").read_text("utf-8"))
     assert report["category_names"] == ["Harmful", "Kitchen", "Other", "Recyclable"]
     assert report["out_of_fold"]["teacher"]["accuracy"] > 0.4  # guessing gives 0.25
@@ -164,10 +169,19 @@ def test_wrong_use_of_main(tmp_path, args, message):
 def test_main_keeps_an_earlier_run_and_says_so(sample):
     where, _ = sample
     (earlier,) = os.listdir(where / "logs")
+    (where / "groups.csv").write_text("path,group\nOther/000.png,a\nKitchen/000.png,a\n")
     done = run_program("main.py", "--sample", *SHORT, "--num_epochs", "2", "--folds", "1", "--data_dir",
                        str(where / "sample"), "--cache_dir", str(where / "cache"), "--log_dir", str(where / "logs"),
-                       "--save_dir", str(where / "saved"))
+                       "--save_dir", str(where / "saved"), "--groups", str(where / "groups.csv"))
     assert done.returncode == 0, done.stdout + done.stderr
+    assert f"copies: 2 pictures in 1 groups stay together (1 groups from {where / 'groups.csv'})" in done.stdout
+    assert "different labels:\n  Kitchen/000.png, Other/000.png\n" in done.stdout
+    (run,) = set(os.listdir(where / "logs")) - {earlier}
+    with open(where / "logs" / run / "folds.csv", encoding="utf-8") as f:
+        kept = [(r["group"], r["part"]) for r in csv.DictReader(f) if r["path"] in ("Kitchen/000.png", "Other/000.png")]
+    assert len(kept) == 2 and len(set(kept)) == 1
+    with open(where / "logs" / run / "copies.csv", encoding="utf-8") as f:
+        assert [r["conflict"] for r in csv.DictReader(f)] == ["yes", "yes"]
     assert f"weights of an earlier run moved to {where / 'saved' / earlier}" in done.stdout
     assert len(os.listdir(where / "saved" / earlier)) == 6 and len(os.listdir(where / "logs")) == 2
     assert sorted(f for f in os.listdir(where / "saved") if f != earlier) == ["best_model_fold1.json",

@@ -19,7 +19,7 @@ from typing import Callable
 import utils.runtime as runtime  # before cv2
 import cv2
 import numpy as np
-from sklearn.model_selection import StratifiedKFold
+from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
 
 from utils.settings import InputError
 from utils.transforms import square_side, to_square
@@ -237,21 +237,31 @@ def _make_room(cache_dir, needed, limit):
                          "choose another place with --cache_dir, or a smaller --cache_gb")
 
 
-def stratified_parts(labels, num_folds, seed, categories=None):
+def stratified_parts(labels, num_folds, seed, categories=None, groups=None):
     """Cut pictures into `num_folds` parts with the same mix of categories; returns the part of each, int64 [N].
 
-    Student k trains on every part but part k, and is validated on part k. Raises InputError if a category has
-    fewer pictures than there are parts.
+    Student k trains on every part but part k, and is validated on part k. Pictures with the same number in `groups`,
+    int [N], stay in one part. Raises InputError if a category has fewer groups (without groups: pictures) than there
+    are parts, or is missing from a part since its groups are too large.
     """
-    counts = np.bincount(labels, minlength=len(categories or ()))
-    few = [f"{categories[i] if categories else i} ({n})" for i, n in enumerate(counts) if n < num_folds]
+    groups = np.arange(len(labels)) if groups is None else groups
+    grouped = len(np.unique(groups)) < len(groups)
+    names = categories or range(labels.max() + 1)
+    counts = [len(np.unique(groups[labels == c])) for c in range(len(names))]
+    few = [f"{name} ({n})" for name, n in zip(names, counts) if n < num_folds]
     if few:
-        raise InputError(f"too few pictures for {num_folds} folds in {', '.join(few)}: every category needs one per "
+        what = "pictures, copies and groups counted once," if grouped else "pictures"
+        raise InputError(f"too few {what} for {num_folds} folds in {', '.join(few)}: every category needs one per "
                          "fold; add pictures, or lower --num_folds")
     parts = np.empty(len(labels), np.int64)
-    splitter = StratifiedKFold(num_folds, shuffle=True, random_state=seed)
-    for k, (_, validation) in enumerate(splitter.split(labels, labels)):
+    splitter = (StratifiedGroupKFold if grouped else StratifiedKFold)(num_folds, shuffle=True, random_state=seed)
+    for k, (_, validation) in enumerate(splitter.split(labels, labels, groups if grouped else None)):
         parts[validation] = k
+    missing = [f"{name} (part {k})" for c, name in enumerate(names) for k in range(num_folds)
+               if not (labels[parts == k] == c).any()]
+    if missing:
+        raise InputError(f"groups too large for {num_folds} folds: a part is left without {', '.join(missing)}; add "
+                         "pictures, lower --num_folds, or split the groups of --groups")
     return parts
 
 

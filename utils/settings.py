@@ -34,6 +34,8 @@ class Settings:
     # folds
     num_folds: int = setting(5, "number of parts that the pictures are cut into", 2, 100)
     folds: tuple[int, ...] = setting((), "train these folds only, such as 0 2 (default: all)", 0)
+    groups: str = setting("", "CSV file with columns path,group: pictures of one group, such as one object "
+                          "photographed often, stay in one part")
     seed: int = setting(42, "decides parts, order, views, mixup, dropout and initial weights", 0, 2**31 - 1)
     # networks
     teacher_weights: str = setting(DOWNLOAD, "ResNet50 .pdparams file; 'paddle' downloads ImageNet weights, "
@@ -132,7 +134,7 @@ def parse(argv=None, description=None):
                            metavar=None if f.metadata["choices"] else element_type(f).__name__.upper())
             if isinstance(f.default, tuple):
                 options.update(nargs="+")
-            else:
+            elif f.default != "":
                 options["help"] += f" (default: {f.default})"
         group.add_argument(f"--{f.name}", **options)
     given = {k: tuple(v) if isinstance(v, list) else v
@@ -145,7 +147,8 @@ def table():
     """The README's Markdown table of all settings."""
     rows = ["| option | default | meaning |", "| --- | --- | --- |"]
     for f in dataclasses.fields(Settings):
-        default = json.dumps(f.default) if not isinstance(f.default, (str, tuple)) else f.default or "all"
+        default = json.dumps(f.default) if not isinstance(f.default, (str, tuple)) else \
+            f.default or ("none" if f.type is str else "all")
         rows.append(f"| `--{f.name}` | {default} | {f.metadata['help']} |")
     return "\n".join(rows)
 

@@ -1,0 +1,187 @@
+"""Copies are found and nothing else is; groups stay in one part, and the parts stay balanced."""
+import os
+
+import cv2
+import numpy as np
+import pytest
+from conftest import write_picture
+
+from main import copy_rows, print_copies
+from utils.copies import find_copies, group_pictures, read_groups
+from utils.data_utils import load_pictures, stratified_parts
+from utils.settings import InputError, Settings
+
+
+def drawn(*seed):
+    """A picture with soft colours and a few sharp shapes, uint8 [120, 160, 3]."""
+    rng = np.random.default_rng(seed)
+    picture = cv2.resize(rng.integers(60, 200, (4, 5, 3), np.uint8), (160, 120), interpolation=cv2.INTER_CUBIC)
+    for _ in range(6):
+        a, b = rng.integers((20, 0), (140, 120), (2, 2)).tolist()
+        cv2.rectangle(picture, a, b, rng.integers(0, 200, 3).tolist(), 3)
+    return picture
+
+
+def jpeg(picture, quality):
+    return cv2.imdecode(cv2.imencode(".jpg", picture, [cv2.IMWRITE_JPEG_QUALITY, quality])[1], cv2.IMREAD_COLOR)
+
+
+COPIES = {"exact": np.copy, "mirrored": lambda p: p[:, ::-1], "upside down": lambda p: p[::-1],
+          "turned 90": lambda p: np.rot90(p), "turned 180": lambda p: np.rot90(p, 2),
+          "turned 270": lambda p: np.rot90(p, 3), "JPEG 60": lambda p: jpeg(p, 60),
+          "half size": lambda p: cv2.resize(p, None, fx=0.5, fy=0.5),
+          "brighter": lambda p: cv2.convertScaleAbs(p, None, 1.15, 10), "cropped": lambda p: p[2:-2, 3:-3],
+          "all at once": lambda p: jpeg(np.rot90(cv2.convertScaleAbs(p, None, 1.1, 0)[1:-2, ::-1]), 70)}
+
+
+@pytest.fixture
+def load(tmp_path):
+    def load_set(**options):
+        return load_pictures(str(tmp_path / "set"), 128, cache_dir=str(tmp_path / "cache"), **options)
+    return load_set
+
+
+@pytest.fixture
+def planted(tmp_path, load):
+    """Two categories of 12 pictures each, and every kind of copy of three of the first."""
+    for c in ("cans", "glass"):
+        for i in range(12):
+            write_picture(str(tmp_path / "set" / c / f"{i}.png"), drawn(c == "cans", i))
+    for i in range(3):
+        for name, change in COPIES.items():
+            write_picture(str(tmp_path / "set" / "cans" / f"{i} {name}.png"), np.ascontiguousarray(change(drawn(1, i))))
+    return load()
+
+
+def test_every_planted_copy_and_nothing_else_is_grouped(planted):
+    groups = group_pictures(len(planted), find_copies(planted))
+    found = {frozenset(np.array(planted.paths)[groups == g]) for g in np.flatnonzero(np.bincount(groups) > 1)}
+    assert found == {frozenset(f"cans/{i}{name}.png" for name in ("", *(f" {c}" for c in COPIES))) for i in range(3)}
+    parts = stratified_parts(planted.labels, 3, 0, planted.categories, groups)
+    assert all(len(set(parts[groups == g])) == 1 for g in set(groups))
+
+
+def test_neither_threads_nor_order_of_files_matter(planted, load):
+    pairs = find_copies(planted, workers=1)
+    np.testing.assert_array_equal(pairs, find_copies(planted, workers=5))
+    other = load(categories=("glass", "cans"))
+    assert other.paths != planted.paths
+    assert {frozenset((other.paths[i], other.paths[j])) for i, j in find_copies(other)} \
+        == {frozenset((planted.paths[i], planted.paths[j])) for i, j in pairs}
+
+
+@pytest.mark.parametrize("grey", [128, 240])
+def test_objects_on_one_table_are_no_copies(tmp_path, load, grey):
+    for i in range(30):
+        rng = np.random.default_rng(i)
+        picture = np.full((160, 160, 3), grey, np.uint8) - np.linspace(0, 30, 160).astype(np.uint8)[:, None, None]
+        colour, (x, y) = rng.integers(0, 256, 3).tolist(), rng.integers(50, 110, 2).tolist()
+        if i % 3 == 0:
+            cv2.circle(picture, (x, y), 10 + i // 2, colour, -1)
+        elif i % 3 == 1:
+            cv2.rectangle(picture, (x - 8 - i // 3, y - 20), (x + 8, y + i), colour, -1)
+        else:
+            cv2.putText(picture, chr(65 + i), (x - 20, y + 20), cv2.FONT_HERSHEY_SIMPLEX, 2, colour, 6)
+        noisy = np.clip(picture + rng.normal(0, 2, picture.shape), 0, 255).astype(np.uint8)
+        write_picture(str(tmp_path / "set" / "ab"[i % 2] / f"{i}.png"), noisy)
+    assert not len(find_copies(load()))
+
+
+def test_blank_pictures_are_copies_only_if_they_are_equal(tmp_path, load):
+    for name, value, noise in (("a/1", 250, 0), ("b/1", 250, 0), ("a/2", 251, 0), ("b/2", 90, 0), ("a/3", 90, 1),
+                               ("b/3", 90, 1)):
+        blank = np.full((60, 80, 3), value, np.uint8)
+        blank += np.random.default_rng(ord(name[0])).integers(0, noise + 1, blank.shape, np.uint8)
+        write_picture(str(tmp_path / "set" / f"{name}.png"), blank)
+    pictures = load()
+    assert [(pictures.paths[i], pictures.paths[j]) for i, j in find_copies(pictures)] == [("a/1.png", "b/1.png")]
+
+
+def test_copies_with_different_labels_are_listed(tmp_path, planted, load, capsys):
+    for i in range(25):
+        write_picture(str(tmp_path / "set" / "cans" / f"conflict {i:02}.png"), drawn(2, i))
+        write_picture(str(tmp_path / "set" / "glass" / f"conflict {i:02}.jpg"), drawn(2, i))
+    pictures = load()
+    rows = copy_rows(pictures, group_pictures(len(pictures), find_copies(pictures)))
+    assert {path for _, path, _, c in rows if c == "yes"} == {p for p in pictures.paths if "conflict" in p}
+    assert all(label == path.split("/")[0] for _, path, label, _ in rows)
+    print_copies(rows, 0, Settings())
+    printed = capsys.readouterr().out.splitlines()
+    assert printed[:3] == ["copies: 86 pictures in 28 groups stay together",
+                           "probable label errors: these copies carry different labels:",
+                           "  cans/conflict 00.png, glass/conflict 00.jpg"]
+    assert len(printed) == 2 + 20 + 1 and "5 more groups; copies.csv" in printed[-1]
+
+
+def test_given_groups_join_found_ones(tmp_path, planted):
+    path = str(tmp_path / "groups.csv")
+    with open(path, "w", encoding="utf-8-sig", newline="") as f:
+        f.write('path,group,note\ncans/0.png,red can,"two\nlines"\nglass/5.png,red can,\nglass/6.png,red can,\n'
+                'cans/7.png,alone,\ncans/7.png,alone,\n')
+    given = read_groups(path, planted)
+    assert len(given) == 2 and not len(read_groups("", planted))
+    groups = group_pictures(len(planted), np.concatenate([find_copies(planted), given]))
+    members = np.array(planted.paths)[groups == groups[planted.paths.index("glass/6.png")]]
+    assert set(members) == {"cans/0.png", "glass/5.png", "glass/6.png", *(f"cans/0 {c}.png" for c in COPIES)}
+
+
+@pytest.mark.parametrize("content, message", [
+    (None, "No such file"),
+    (b"", "line 1: the header must name the columns path,group"),
+    (b"picture;group\ncans/0.png;a\n", "line 1: the header must name the columns path,group"),
+    (b"path,group\ncans/0.png,a\ncans/nowhere.png,a\n", "line 3: no picture cans/nowhere.png in "),
+    (b"path,group\ncans/0.png,a\ncans/1.png\n", "line 3: a path and a group are needed"),
+    (b"path,group\ncans/0.png,a\ncans/1.png,a\ncans/0.png,b\n", "line 4: cans/0.png is in group a already"),
+    ("path,group\ncans/0.png,a\ncans/1.png,玻璃\n".encode("gbk"), "line 3: not UTF-8 text"),
+    ("path,group\n".encode("utf-16"), "line 1: not UTF-8 text"),
+    (b"path,group\ncans/0.png,a\ncans/1.png,\0\n" + b"x" * 200000, "line "),
+])
+def test_bad_groups_files(tmp_path, folder, load, content, message):
+    path = str(tmp_path / "groups.csv")
+    if content is not None:
+        with open(path, "wb") as f:
+            f.write(content)
+    with pytest.raises(InputError) as error:
+        read_groups(path, load())
+    assert str(error.value).startswith(f"--groups {path}") and message in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_given_groups_may_name_pictures_that_are_left_out(tmp_path, folder, load):
+    open(os.path.join(folder, "cans", "empty.png"), "w").close()
+    (tmp_path / "groups.csv").write_text("path,group\ncans/empty.png,a\ncans/0.png,a\ncans/1.png,a\nglass/1.png,a\n")
+    assert len(read_groups(str(tmp_path / "groups.csv"), load(categories=("cans", "纸")))) == 1
+
+
+def test_parts_with_groups_are_balanced_and_split_no_group():
+    labels = np.repeat([0, 1, 2], [200, 90, 31])
+    groups = np.arange(len(labels))
+    for start in range(0, 60, 6):
+        groups[start:start + 6] = start  # ten sixes in a category
+    groups[200:230] = np.repeat(np.arange(200, 230, 2), 2)
+    groups[[230, 300]] = 230  # two labels
+    for seed in range(5):
+        parts = stratified_parts(labels, 5, seed, groups=groups)
+        assert all(len(set(parts[groups == g])) == 1 for g in set(groups))
+        for c in range(3):
+            counts = np.bincount(parts[labels == c], minlength=5)
+            assert counts.min() > 0 and np.ptp(counts) <= 2, counts
+        assert np.ptp(np.bincount(parts)) <= 3
+    np.testing.assert_array_equal(parts, stratified_parts(labels, 5, seed, groups=groups))
+    np.testing.assert_array_equal(stratified_parts(labels, 5, 1), stratified_parts(labels, 5, 1, groups=np.arange(321)))
+
+
+def test_too_few_groups_and_parts_without_a_category_are_refused():
+    labels = np.repeat([0, 1], [40, 12])
+    groups = np.r_[np.arange(40), np.repeat([100, 101, 102, 103], 3)]
+    with pytest.raises(InputError, match=r"copies and groups counted once, for 5 folds in glass \(4\)"):
+        stratified_parts(labels, 5, 0, ["cans", "glass"], groups)
+    labels, groups = np.repeat([0, 1], [6, 40]), np.arange(46)
+    groups[:2], groups[10:45] = 0, 0  # two of the six cans belong to the 35 glasses
+    for seed in range(5):
+        try:
+            parts = stratified_parts(labels, 5, seed, ["cans", "glass"], groups)
+        except InputError as e:
+            assert "a part is left without" in str(e)
+        else:
+            assert all(len(set(labels[parts == k])) == 2 for k in range(5))
