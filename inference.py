@@ -3,8 +3,9 @@
     python inference.py --model_path models_saved/best_model_fold0.pdparams --image_path photo.jpg
     python inference.py --model_path models_saved/best_model_fold*.pdparams --image_path folder --output answers.csv
 
-Categories, picture size and preprocessing come from the JSON beside the weights. Several files average their
-probabilities. Runs on any laptop; the exit status is 0 if at least one picture was answered.
+Categories, picture size, preprocessing and the temperature that makes confidence mean something (Guo et al. 2017) come
+from the JSON beside the weights. Several files average their probabilities. Runs on any laptop; the exit status is 0
+if at least one picture was answered.
 """
 import argparse
 import csv
@@ -21,11 +22,12 @@ from scipy.special import softmax
 from models.student_model import Student
 from utils.checkpoint import load_into, read_about, read_arrays
 from utils.data_utils import UnreadablePicture, prefetch, read_picture, walk
-from utils.report import contact_sheet
+from utils.plots import contact_sheet
 from utils.settings import InputError
 from utils.transforms import eval_view, normalise, square_side, to_square
 
 SHEET = 25  # pictures on the contact sheet of --show
+UNSURE = "unsure"
 
 
 def parse(argv):
@@ -35,6 +37,9 @@ def parse(argv):
     parser.add_argument("--image_path", required=True, metavar="PATH", help="a picture, or a folder of pictures")
     parser.add_argument("--recursive", action="store_true", help="look into the sub-folders too")
     parser.add_argument("--categories", nargs="+", metavar="NAME", help="only checked against those of the weights file")
+    parser.add_argument("--min_confidence", type=float, default=0.0, metavar="X",
+                        help=f"answer '{UNSURE}' below this confidence, 0 to 1; the run's report.txt says which one "
+                             "makes how many of the answers right (default: 0)")
     parser.add_argument("--output", metavar="FILE", help="save the answers as .csv or .json")
     parser.add_argument("--batch_size", type=int, default=32, metavar="N", help="pictures at a time (default: 32)")
     parser.add_argument("--use_gpu", action="store_true", help="run on the GPU")
@@ -44,6 +49,8 @@ def parse(argv):
     args.model_path = [f for pattern in args.model_path for f in sorted(glob.glob(pattern)) or [pattern]]
     if args.batch_size < 1:
         raise InputError(f"--batch_size {args.batch_size}: must be at least 1")
+    if not 0 <= args.min_confidence <= 1:
+        raise InputError(f"--min_confidence {args.min_confidence}: must be at least 0 and at most 1")
     if args.output:
         if not args.output.lower().endswith((".csv", ".json")):
             raise InputError(f"--output {args.output}: must end in .csv or .json")
@@ -55,7 +62,10 @@ def parse(argv):
 
 
 def load_students(paths, categories=None):
-    """Return (what the files' JSON says of the first, compiled students). All files must agree with each other."""
+    """Return (what the files' JSON says of the first, students). All files must agree with each other.
+
+    A student is compiled, takes pictures float32 [B, 3, S, S] and gives calibrated logits, array [B, C].
+    """
     abouts = [read_about(p) for p in paths]
     about = abouts[0]
     for path, other in zip(paths, abouts):
@@ -69,7 +79,8 @@ def load_students(paths, categories=None):
     for path, own in zip(paths, abouts):
         student = Student(len(own["categories"]), own["freeze_depth"])
         load_into(student, read_arrays(path), path)
-        students.append(runtime.frozen(student, [3, about["image_size"], about["image_size"]], runtime.CORES))
+        run = runtime.frozen(student, [3, about["image_size"], about["image_size"]], runtime.CORES)
+        students.append(lambda x, run=run, t=own.get("temperature", 1.0): run(x).numpy() / t)
     return about, students
 
 
@@ -91,7 +102,7 @@ def predict(paths, students, image_size, batch_size):
         views = [v for v, _ in loaded if v is not None]
         if views:
             x = normalise(views)
-            answers = iter(np.mean([softmax(s(x).numpy(), axis=1) for s in students], axis=0))
+            answers = iter(np.mean([softmax(s(x), axis=1) for s in students], axis=0))
         for path, (view, reason) in zip(paths[start:], loaded):
             yield path, None if view is None else next(answers), reason, view
 
@@ -112,6 +123,8 @@ def main(argv=None):
     paths, left_out = find_pictures(args.image_path, args.recursive)
     about, students = load_students(args.model_path, args.categories)
     categories = about["categories"]
+    if args.min_confidence and UNSURE in categories:
+        raise InputError(f"--min_confidence: one of the categories is itself called '{UNSURE}'; leave the option out")
     rows, sheet = [], []
     bar = runtime.progress(predict(paths, students, about["image_size"], args.batch_size), "predicting", len(paths),
                            "picture")
@@ -119,15 +132,16 @@ def main(argv=None):
         if reason:
             left_out.append((path, reason))
             continue
-        answer = int(probabilities.argmax())
-        rows.append([path, categories[answer], round(float(probabilities[answer]), 6),
-                     *(round(float(p), 6) for p in probabilities)])
-        bar.write(f"{path}  {categories[answer]}  {probabilities[answer]:.4f}", file=sys.stdout)
+        confidence = float(probabilities.max())
+        answer = categories[probabilities.argmax()] if confidence >= args.min_confidence else UNSURE
+        rows.append([path, answer, round(confidence, 6), *(round(float(p), 6) for p in probabilities)])
+        bar.write(f"{path}  {answer}  {confidence:.4f}", file=sys.stdout)
         if args.show and len(sheet) < SHEET:
-            sheet.append((view, f"{categories[answer]} {probabilities[answer]:.2f}\n{os.path.basename(path)[:24]}"))
+            sheet.append((view, f"{answer} {confidence:.2f}\n{os.path.basename(path)}"))
     for path, reason in left_out:
         print(f"left out {path!r}: {reason}", file=sys.stderr)
-    print(f"{len(rows)} pictures answered, {len(left_out)} files left out", file=sys.stderr)
+    unsure = f", {sum(r[1] == UNSURE for r in rows)} of them with '{UNSURE}'" if args.min_confidence else ""
+    print(f"{len(rows)} pictures answered{unsure}, {len(left_out)} files left out", file=sys.stderr)
 
     if args.output and rows:
         save(args.output, rows, left_out, categories)

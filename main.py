@@ -22,10 +22,12 @@ from sklearn.metrics import balanced_accuracy_score
 
 from data.make_sample import make_sample
 from models.teacher_model import Trunk, extract_features, fit_heads, teacher_predictions
-from utils.checkpoint import imagenet_weights, load_into, new_folder, save_weights, set_aside
+from utils.checkpoint import imagenet_weights, load_into, new_folder, save_weights, set_aside, update_about
 from utils.copies import find_copies, group_pictures, read_groups
-from utils.data_utils import VIEW, epoch_order, find_categories, load_pictures, read_picture, stratified_parts
-from utils.report import build_report, contact_sheet, write_report
+from utils.cost import cost
+from utils.data_utils import VIEW, epoch_order, find_categories, load_pictures, stratified_parts
+from utils.plots import contact_sheet
+from utils.report import all_answers, build_report, write_report
 from utils.run_log import RunLog
 from utils.settings import RANDOM, InputError, parse
 from utils.train_utils import build_fold, control_settings, pictures_per_part, train
@@ -110,15 +112,16 @@ def main(argv=None):
     train(folds + controls, pictures, parts, trunk, settings, threads, on_epoch)
 
     # The report: every picture once, by the student that never saw it
-    report = build_report(folds, controls, teacher, pictures, parts)
+    whole_teacher = paddle.nn.Sequential(Trunk(), paddle.nn.Linear(*heads[trained[0]].weight.shape))
+    networks = {name: cost(layer, [3, settings.image_size, settings.image_size], threads)
+                for name, layer in (("student", folds[0].student), ("teacher", whole_teacher))}
+    report = build_report(folds, controls, teacher, pictures, parts, networks)
     report.update(run=run, settings=settings.to_json(), versions=runtime.versions())
     print("\n" + write_report(folder, report, folds, controls, teacher, pictures))
-    oof = report["out_of_fold"]
-    log.image("confusion_matrix", read_picture(os.path.join(folder, "confusion_matrix.png")))
-    log.hyperparameters(settings.to_json(), {
-        "result/accuracy": oof["student"]["accuracy"], "result/macro_f1": oof["student"]["macro_f1"],
-        "result/calibration_error": oof["student"]["calibration_error"],
-        "result/teacher_accuracy": oof["teacher"]["accuracy"]})
+    for f, figures in zip(folds, report["folds"]):
+        update_about(weights_path(settings, f), temperature=figures["temperature"])
+    log.results(report, settings.to_json(), all_answers(folds, controls, teacher, pictures.labels),
+                pictures.labels[np.concatenate([f.pictures for f in folds])])
     log.close()
     print(f"report, plots, scalars and out_of_fold.csv: {folder}\nweights, one file per fold: {settings.save_dir}\n"
           f"to use them: python inference.py --model_path {weights_path(settings, folds[0])} --image_path PICTURE")

@@ -8,7 +8,8 @@ import paddle
 import pytest
 
 from models.student_model import Student
-from utils.checkpoint import imagenet_weights, load_into, read_about, read_arrays, save_weights, set_aside
+from utils.checkpoint import imagenet_weights, load_into, read_about, read_arrays, save_weights, set_aside, \
+    update_about
 from utils.settings import InputError
 
 ABOUT = {"categories": ["纸", "b"], "image_size": 32, "freeze_depth": 14, "fold": 0, "run": "first"}
@@ -91,10 +92,17 @@ def test_missing_or_foreign_json(tmp_path):
     open(path, "w").close()
     with pytest.raises(InputError, match="w.json does not exist"):
         read_about(path)
-    for change in ({"categories": []}, {"categories": "ab"}, {"image_size": "32"}, {"freeze_depth": 99}):
+    for change in ({"temperature": 0}, {"temperature": "1"}, {"temperature": float("nan")}, {"categories": []}, {"categories": "ab"}, {"image_size": "32"}, {"freeze_depth": 99}):
         (tmp_path / "w.json").write_text(json.dumps({**ABOUT, **change}))
         with pytest.raises(InputError, match="does not describe"):
             read_about(path)
+
+
+def test_a_temperature_is_added_to_what_is_known(tmp_path):
+    path = str(tmp_path / "w.pdparams")
+    save_weights(path, Student(2, scale=0.25), ABOUT)
+    update_about(path, temperature=1.5)
+    assert read_about(path) == {**ABOUT, "temperature": 1.5} and len(os.listdir(tmp_path)) == 2
 
 
 def test_earlier_runs_are_kept(tmp_path):

@@ -27,11 +27,13 @@ def test_sample_run_leaves_everything_behind(sample):
     where, printed = sample
     (run,) = os.listdir(where / "logs")
     folder = where / "logs" / run
-    files = {"report.txt", "report.json", "out_of_fold.csv", "confusion_matrix.png", "curves.png", "scalars.csv",
+    files = {"report.txt", "report.json", "out_of_fold.csv", "confusion_matrix.png", "curves.png", "confidence.png",
+             "mistakes.png", "mistakes.csv", "scalars.csv",
              "first_pictures.png", "training_views.png", "settings.json", "folds.csv", "left_out.csv",
              "copies.csv"}
     assert files <= set(os.listdir(folder))
-    assert all(glob.glob(str(folder / d / "vdlrecords*")) for d in ("fold0", "fold1", "fold2", "pictures", "result"))
+    assert all(glob.glob(str(folder / d / "vdlrecords*")) for d in ("fold0", "fold1", "fold2", "pictures", "result", "student",
+                                                                      "student_cross_fitted", "teacher"))
     with open(folder / "out_of_fold.csv", encoding="utf-8") as f:
         rows = list(csv.DictReader(f))
     assert len(rows) == len({r["path"] for r in rows}) == 240
@@ -51,6 +53,9 @@ def test_sample_run_leaves_everything_behind(sample):
         about = json.loads((where / "saved" / f"best_model_fold{k}.json").read_text("utf-8"))
         assert about["categories"] == report["category_names"] and about["image_size"] == 32 and about["fold"] == k
         assert about["scores"]["val_accuracy"] == report["folds"][k]["accuracy"]
+        assert about["temperature"] == report["folds"][k]["temperature"] != 1
+    assert all(report["networks"][name]["ms_alone"] > 0 for name in ("student", "teacher"))
+    assert report["networks"]["teacher"]["multiply_adds"] > report["networks"]["student"]["multiply_adds"] > 1e6
 
 
 def test_the_same_command_gives_the_same_weights(sample, tmp_path):
@@ -90,6 +95,17 @@ def test_inference_repeats_the_out_of_fold_answers(sample):
         assert answers[r["path"]]["category"] == r["prediction"]
         for c in ("Harmful", "Kitchen", "Other", "Recyclable"):
             np.testing.assert_allclose(float(answers[r["path"]][f"p_{c}"]), float(r[f"p_{c}"]), atol=1e-4)
+    # Below the median confidence the answer is "unsure", and nothing else changes
+    limit = f"{np.median([float(r['confidence']) for r in answers.values()]):.3f}"
+    done = run_program("inference.py", "--model_path", model, "--image_path", str(where / "sample"), "--recursive",
+                       "--output", output + ".csv", "--min_confidence", limit)
+    unsure = {p for p, r in answers.items() if float(r["confidence"]) < float(limit)}
+    assert 100 < len(unsure) < 140 and f"240 pictures answered, {len(unsure)} of them with 'unsure'" in done.stderr
+    assert sum("  unsure  " in line for line in done.stdout.splitlines()) == len(unsure)
+    with open(output + ".csv", encoding="utf-8") as f:
+        for r in csv.DictReader(f):
+            p = os.path.relpath(r["path"], where / "sample").replace(os.sep, "/")
+            assert r == answers[p] | ({"category": "unsure"} if p in unsure else {})
     again = run_program("inference.py", "--model_path", model, "--image_path", str(where / "sample"), "--output", output)
     assert again.returncode == 1 and "exists already" in again.stderr
 
@@ -128,6 +144,8 @@ def test_readme_lists_the_settings_as_they_are(readme):
     (["--model_path", "nowhere.pdparams"], "nowhere.pdparams does not exist"),
     (["--output", "answers.txt"], "must end in .csv or .json"),
     (["--batch_size", "0"], "--batch_size 0"),
+    (["--min_confidence", "1.5"], "--min_confidence 1.5: must be at least 0 and at most 1"),
+    (["--min_confidence", "nan"], "--min_confidence nan"),
     (["--image_path", "requirements.txt"], "nothing in requirements.txt could be predicted"),
     (["--use_gpu"], "no GPU"),
 ])
@@ -142,6 +160,18 @@ def test_wrong_use_of_inference(sample, change, message):
     done = run_program("inference.py", *(a for k, v in args.items() for a in (k, *v)))
     assert done.returncode == 1 and message in done.stderr and "Traceback" not in done.stderr, done.stderr
     assert done.stderr.count("error:") == 1
+
+
+def test_a_category_called_unsure(sample, tmp_path):
+    where, _ = sample
+    for end in ("json", "pdparams"):
+        content = (where / "saved" / f"best_model_fold0.{end}").read_bytes()
+        (tmp_path / f"w.{end}").write_bytes(content.replace(b'"Other"', b'"unsure"') if end == "json" else content)
+    args = ["inference.py", "--model_path", str(tmp_path / "w.pdparams"), "--image_path",
+            str(where / "sample" / "Other" / "000.png")]
+    assert run_program(*args).returncode == 0
+    done = run_program(*args, "--min_confidence", "0.5")
+    assert done.returncode == 1 and "is itself called 'unsure'" in done.stderr and "Traceback" not in done.stderr
 
 
 @pytest.mark.parametrize("args, message", [

@@ -1,63 +1,196 @@
-"""The report's figures against independent computations."""
+"""The report's figures against independent computations, and the pictures that come with it."""
 import csv
+import glob
 import json
 import sys
 
 import numpy as np
 import pytest
-from sklearn.metrics import accuracy_score, f1_score
+from paddle import nn
+from paddle.vision.models import mobilenet_v2
+from scipy.special import softmax
+from sklearn.metrics import confusion_matrix, f1_score, precision_recall_curve
 
+from models.teacher_model import Trunk
+from utils.cost import cost, count
 from utils.data_utils import Pictures
-from utils.report import build_report, calibration_error, contact_sheet, write_report
+from utils.plots import contact_sheet, shorten
+from utils.report import Answers, build_report, write_report
 from utils.run_log import COLUMNS, RunLog
-
-
-def test_calibration_error_by_hand():
-    # two bins: confidence 0.65 and right half of the time, confidence 0.95 and always right
-    p = np.array([[0.65, 0.35], [0.65, 0.35], [0.05, 0.95], [0.05, 0.95]])
-    np.testing.assert_allclose(calibration_error(p, np.array([0, 1, 1, 1])), 0.5 * 0.15 + 0.5 * 0.05)
-
-
-def test_calibration_error_of_honest_probabilities_is_small():
-    rng = np.random.default_rng(0)
-    p = rng.dirichlet([1, 1, 1], 50_000)
-    labels = (rng.random(len(p))[:, None] > p.cumsum(1)).sum(1)
-    assert calibration_error(p, labels) < 0.01
+from utils.statistics import (calibration_error, compare, coverage, cross_fitted_epochs, fit_temperature,
+                              needed_confidence, reliability, wilson)
 
 
 class TrainedFold:
-    def __init__(self, index, pictures, probabilities):
-        self.index, self.pictures, self.best_probabilities, self.best_epoch = index, pictures, probabilities, 1
-        self.probabilities = [probabilities, probabilities]
-        self.history = [dict.fromkeys(COLUMNS[1:], 0.5) | {"epoch": e} for e in (1, 2)]
+    """What the report reads of a fold: three to five epochs of made-up answers that grow better."""
+
+    def __init__(self, index, pictures, labels, seed):
+        rng = np.random.default_rng([seed, index])
+        self.index, self.pictures = index, pictures
+        truth = np.eye(3)[labels[pictures]]
+        self.probabilities = [softmax(2 * rng.normal(size=truth.shape) + e * truth, axis=1).astype(np.float32)
+                              for e in range(3 + (index + seed) % 3)]
+        self.history = [dict.fromkeys(COLUMNS[1:], 0.5) | {"epoch": e + 1, "val_accuracy": float(
+            (p.argmax(1) == labels[pictures]).mean())} for e, p in enumerate(self.probabilities)]
+        self.best_epoch = int(np.argmax([h["val_accuracy"] for h in self.history])) + 1
+
+    @property
+    def best_probabilities(self):
+        return self.probabilities[self.best_epoch - 1]
 
 
-@pytest.mark.parametrize("trained", [[0, 1, 2], [1]])
-def test_every_figure_follows_from_the_csv(tmp_path, trained):
+def make_run(tmp_path, trained, with_control, categories=("a", "b", "纸")):
     rng = np.random.default_rng(3)
-    labels, parts = rng.integers(0, 3, 60), np.arange(60) % 3
-    pictures = Pictures("", [f"夹/{i}.jpg" for i in range(60)], labels, ["a", "b", "纸"], [], None)
-    folds = [TrainedFold(k, np.flatnonzero(parts == k), rng.dirichlet([1, 1, 1], 20)) for k in trained]
-    teacher = rng.dirichlet([1, 1, 1], 60)
-    report = build_report(folds, [], teacher, pictures, parts)
-    text = write_report(str(tmp_path), report, folds, [], teacher, pictures)
-    with open(tmp_path / "out_of_fold.csv", encoding="utf-8") as f:
-        rows = list(csv.DictReader(f))
-    assert sorted(r["path"] for r in rows) == sorted(f"夹/{i}.jpg" for i in range(60) if parts[i] in trained)
-    truth, guess = [r["label"] for r in rows], [r["prediction"] for r in rows]
-    saved = json.loads((tmp_path / "report.json").read_text("utf-8"))
-    oof = saved["out_of_fold"]
-    assert oof["pictures"] == 20 * len(trained) and oof["of"] == 60
-    np.testing.assert_allclose(oof["student"]["accuracy"], accuracy_score(truth, guess))
-    np.testing.assert_allclose(oof["student"]["macro_f1"], f1_score(truth, guess, average="macro"))
-    np.testing.assert_allclose(oof["teacher"]["accuracy"],
-                               accuracy_score(truth, [r["teacher_prediction"] for r in rows]))
-    by_fold = [np.mean([r["label"] == r["prediction"] for r in rows if r["fold"] == str(k)]) for k in trained]
-    np.testing.assert_allclose(saved["over_folds"]["accuracy"]["mean"], np.mean(by_fold))
-    np.testing.assert_allclose(saved["over_folds"]["accuracy"]["std"], np.std(by_fold, ddof=1) if by_fold[1:] else 0)
-    assert saved["confusion_matrix"][0][2] == sum(t == "a" and g == "纸" for t, g in zip(truth, guess))
-    assert f"{oof['student']['accuracy']:.4f}" in text and text == (tmp_path / "report.txt").read_text("utf-8")
-    assert all((tmp_path / f).stat().st_size > 5000 for f in ("confusion_matrix.png", "curves.png"))
+    labels, parts = rng.integers(0, 3, 300), np.arange(300) % 3
+    pictures = Pictures("", [f"夹/{i}.jpg" for i in range(300)], labels, list(categories), [],
+                        lambda i: np.full((40, 40, 3), i % 256, np.uint8))
+    folds, controls = ([TrainedFold(k, np.flatnonzero(parts == k), labels, seed) for k in trained] for seed in (1, 2))
+    teacher = softmax(2 * rng.normal(size=(300, 3)) + np.eye(3)[labels], axis=1)
+    controls = controls if with_control else []
+    report = build_report(folds, controls, teacher, pictures, parts)
+    text = write_report(str(tmp_path), report, folds, controls, teacher, pictures)
+    return folds, report, text
+
+
+def read_rows(path):
+    with open(path, encoding="utf-8") as f:
+        return list(csv.DictReader(f))
+
+
+@pytest.mark.parametrize("trained, with_control", [([0, 1, 2], True), ([0, 2], False), ([1], True)])
+def test_every_figure_follows_from_the_csv(tmp_path, trained, with_control):
+    folds, _, text = make_run(tmp_path, trained, with_control)
+    names, saved = ["a", "b", "纸"], json.loads((tmp_path / "report.json").read_text("utf-8"))
+    rows, oof = read_rows(tmp_path / "out_of_fold.csv"), saved["out_of_fold"]
+    several = len(trained) > 1
+    assert sorted(r["path"] for r in rows) == sorted(f"夹/{i}.jpg" for k in trained for i in range(k, 300, 3))
+    assert oof["pictures"] == len(rows) == 100 * len(trained) and oof["of"] == 300
+    assert saved["headline"] == ("student_cross_fitted" if several else "student")
+
+    prefixes = {"student": "", "teacher": "teacher_"} | ({"student_cross_fitted": "crossfit_"} if several else {})
+    if with_control:
+        prefixes |= {"control": "control_"} | ({"control_cross_fitted": "control_crossfit_"} if several else {})
+    assert set(prefixes) == set(oof) - {"pictures", "of"}
+    truth, fold = np.array([names.index(r["label"]) for r in rows]), np.array([int(r["fold"]) for r in rows])
+    guess, probabilities, raw = {}, {}, {}
+    for who, prefix in prefixes.items():
+        guess[who] = np.array([names.index(r[f"{prefix}prediction"]) for r in rows])
+        p = np.array([[float(r[f"{prefix}p_{n}"]) for n in names] for r in rows])
+        probabilities[who] = p
+        raw[who] = p ** np.array([[float(r[f"{prefix}temperature"])] for r in rows])
+        raw[who] /= raw[who].sum(1, keepdims=True)
+        assert (p.argmax(1) == guess[who]).all()
+        figures, right = oof[who], guess[who] == truth
+        np.testing.assert_allclose(figures["accuracy"], right.mean())
+        np.testing.assert_allclose(figures["accuracy_interval"], wilson(right.sum(), len(rows)))
+        np.testing.assert_allclose(figures["macro_f1"], f1_score(truth, guess[who], average="macro"))
+        np.testing.assert_allclose(figures["calibration_error"], calibration_error(p, truth), atol=1e-7)
+        np.testing.assert_allclose(figures["calibration_error_raw"], calibration_error(raw[who], truth), atol=1e-7)
+        key = who.removeprefix("student_") + "_accuracy" if who != "student" else "accuracy"
+        by_fold = [right[fold == k].mean() for k in trained]
+        np.testing.assert_allclose([f[key] for f in saved["folds"]], by_fold)
+        np.testing.assert_allclose(list(saved["over_folds"][key].values()),
+                                   [np.mean(by_fold), np.std(by_fold, ddof=1) if several else 0])
+        assert f"{figures['accuracy']:.4f}" in text
+    # The temperature of a fold comes from the other folds alone, and is the one that goes into its weights file
+    for f in saved["folds"]:
+        others = fold != f["fold"]
+        expected = fit_temperature(raw["student"][others], truth[others]) if several else 1
+        np.testing.assert_allclose(f["temperature"], expected, rtol=1e-4)
+        assert {r["temperature"] for r in rows if int(r["fold"]) == f["fold"]} == {f"{f['temperature']:.9g}"}
+    if several:
+        assert [f["cross_fitted_epoch"] for f in saved["folds"]] == cross_fitted_epochs(
+            [[h["val_accuracy"] for h in f.history] for f in folds])
+        assert oof["student_cross_fitted"]["accuracy"] < oof["student"]["accuracy"]
+        assert oof["student"]["calibration_error"] < oof["student"]["calibration_error_raw"]
+
+    head, p = guess[saved["headline"]], probabilities[saved["headline"]]
+    np.testing.assert_allclose(saved["agreement_with_teacher"], (head == guess["teacher"]).mean())
+    assert saved["confusion_matrix"] == confusion_matrix(truth, head).tolist()
+    for i, name in enumerate(names):
+        c, right = saved["categories"][name], ((head == i) & (truth == i)).sum()
+        np.testing.assert_allclose(c["precision"], right / (head == i).sum())
+        np.testing.assert_allclose(c["recall"], right / (truth == i).sum())
+        np.testing.assert_allclose(c["precision_interval"], wilson(right, (head == i).sum()))
+        np.testing.assert_allclose(c["recall_interval"], wilson(right, (truth == i).sum()))
+        np.testing.assert_allclose(c["roc_auc"], np.mean([(a > p[truth != i, i]).mean() for a in p[truth == i, i]]))
+        precision, recall, _ = precision_recall_curve(truth == i, p[:, i])
+        np.testing.assert_allclose(c["average_precision"], -np.sum(np.diff(recall) * precision[:-1]))
+    assert saved["coverage"] == coverage(p, truth)
+    assert saved["needed_confidence"] == {str(t): needed_confidence(p, truth, t) for t in (0.95, 0.98, 0.99)}
+    assert sum(saved["reliability"]["raw"]["pictures"]) == len(rows)
+    np.testing.assert_allclose(saved["reliability"]["calibrated"]["right"], reliability(p, truth)[1])
+    if with_control:
+        c = saved["student_against_control"]
+        assert c == compare(truth, head, guess[saved["headline"].replace("student", "control")])
+        assert f"{c['gained']} pictures gained, {c['lost']} lost" in text
+    else:
+        assert "student_against_control" not in saved and "--control shows" in text
+
+    mistakes = read_rows(tmp_path / "mistakes.csv")
+    wrong = sorted(((-p[i].max(), rows[i]["path"]) for i in np.flatnonzero(head != truth)))
+    assert [m["path"] for m in mistakes] == [path for _, path in wrong]
+    assert [m["path"] for m in saved["worst_mistakes"]] == [path for _, path in wrong[:25]]
+    assert text == (tmp_path / "report.txt").read_text("utf-8")
+    plots = "report", "confusion_matrix", "curves", "confidence", "mistakes"
+    assert all((tmp_path / f"{f}.png").stat().st_size > 5000 for f in plots)
+
+
+def test_a_run_without_mistakes(tmp_path):
+    labels = np.arange(30) % 3
+    folds = [TrainedFold(k, np.arange(k, 30, 2), labels, 0) for k in (0, 1)]
+    for f in folds:
+        f.probabilities = [np.eye(3, dtype=np.float32)[labels[f.pictures]]] * len(f.history)
+    pictures = Pictures("", [f"{i}.jpg" for i in range(30)], labels, ["a", "b", "c"], [], None)
+    report = build_report(folds, folds, np.eye(3)[labels], pictures, np.arange(30) % 2)
+    write_report(str(tmp_path), report, folds, folds, np.eye(3)[labels], pictures)
+    assert json.loads((tmp_path / "report.json").read_text("utf-8"))["out_of_fold"]["student"]["accuracy"] == 1
+    assert not (tmp_path / "mistakes.png").exists() and read_rows(tmp_path / "mistakes.csv") == []
+
+
+def test_visualdl_shows_the_curves_of_every_category(tmp_path):
+    reader = pytest.importorskip("visualdl").LogReader
+    _, report, _ = make_run(tmp_path, [0, 1, 2], False, ("a", "50%", "纸"))
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, 3, 300)
+    p = rng.dirichlet([1, 1, 1], 300)
+    log = RunLog(str(tmp_path))
+    log.results(report, {"seed": 1}, {"student": Answers([], [], p, p)}, labels)
+    log.close()
+    (file,) = glob.glob(str(tmp_path / "student" / "vdlrecords*"))
+    log = reader(file_path=file)
+    assert [sorted(log.get_tags()[f"{k.lower()}_curve"]) for k in ("PR", "ROC")] == [
+        [f"{k}/50％", f"{k}/a", f"{k}/纸"] for k in ("PR", "ROC")]
+    for i, tag in enumerate(("a", "50％", "纸")):
+        (pr,), (roc,) = (log.get_data(f"{k.lower()}_curve", f"{k}/{tag}") for k in ("PR", "ROC"))
+        pr, roc = pr.pr_curve, roc.roc_curve
+        assert len(pr.recall) == 125
+        for j, t in enumerate(np.r_[0, np.arange(2, 126) / 125]):
+            yes, positive = p[:, i] >= t, labels == i
+            expected = [yes[positive].mean(), positive[yes].mean() if yes.any() else 1, yes[~positive].mean()]
+            np.testing.assert_allclose([pr.recall[j], pr.precision[j], roc.fpr[j]], expected, atol=1e-6)
+            assert pr.TP[j] == roc.TP[j] == (yes & positive).sum() and roc.tpr[j] == pr.recall[j]
+
+
+def test_cost_by_hand():
+    # 3x9x9 -> 8x5x5 by 3x3 at stride 2; two groups of 4 -> 8; depthwise; linear on 4 numbers
+    layer = nn.Sequential(nn.Conv2D(3, 8, 3, 2, 1), nn.BatchNorm2D(8), nn.Conv2D(8, 16, 1, groups=2),
+                          nn.Conv2D(16, 16, 3, padding=1, groups=16, bias_attr=False), nn.AdaptiveAvgPool2D(1),
+                          nn.Flatten(), nn.Linear(16, 4))
+    parameters = (8 * 3 * 9 + 8) + 2 * 8 + (16 * 4 + 16) + 16 * 9 + (16 * 4 + 4)
+    assert count(layer, [3, 9, 9]) == (parameters, 25 * (8 * 27 + 16 * 4 + 16 * 9) + 16 * 4)
+    found = cost(layer, [3, 9, 9], 1)
+    assert (found["parameters"], found["ms_alone"] > 0, found["ms_in_batch_of_16"] > 0) == (parameters, True, True)
+    # as published, at 224 pixels: ResNet50 25.56 M and 4.09 G, MobileNetV2 3.50 M and 0.30 G
+    assert count(mobilenet_v2(), [3, 224, 224]) == (3504872, 300774272)
+    parameters, multiply_adds = count(Trunk(), [3, 224, 224])
+    assert (parameters + 2049 * 1000, multiply_adds + 2048 * 1000) == (25557032, 4089184256)
+
+
+def test_titles_are_shortened_in_the_middle():
+    assert shorten("Harmful → Other", 26) == "Harmful → Other" and shorten("", 3) == ""
+    assert shorten("a/very/long/path/to/photograph.jpg", 15) == "a/very/…aph.jpg"
+    assert shorten("可回收物/很长的名字/照片.jpg", 16) == "可回收物…片.jpg"
 
 
 def test_contact_sheet_is_a_picture_also_without_a_screen(tmp_path, capsys):

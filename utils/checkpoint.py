@@ -5,6 +5,7 @@ one; honest files from `paddle.save` and Paddle's own downloads are nothing else
 file (categories, preprocessing, fold, scores, settings) is readable JSON beside it.
 """
 import json
+import math
 import os
 import pickle
 import shutil
@@ -106,8 +107,17 @@ def save_weights(path, layer, about):
     """Write a layer's weights to `path` and the dict `about` as JSON beside it."""
     arrays = {k: v.numpy() for k, v in layer.state_dict().items()}
     _replace(path, lambda f: pickle.dump(arrays, f, protocol=4))
+    _write_about(path, about)
+
+
+def _write_about(path, about):
     text = json.dumps(about, indent=2, ensure_ascii=False)
     _replace(about_path(path), lambda f: f.write(text.encode("utf-8", "backslashreplace")))
+
+
+def update_about(path, **changes):
+    """Add to the JSON beside a weights file, or change it; raises InputError like read_about."""
+    _write_about(path, {**read_about(path), **changes})
 
 
 def about_path(path):
@@ -124,6 +134,9 @@ def read_about(path):
         if not (isinstance(categories, list) and len(categories) > 1 and all(isinstance(c, str) for c in categories)
                 and isinstance(size, int) and 32 <= size <= 1024 and isinstance(depth, int) and 0 <= depth <= 19):
             raise ValueError("categories, image_size or freeze_depth is not what main.py writes")
+        temperature = about.get("temperature", 1.0)  # a run that has not ended has not calibrated its students
+        if not (isinstance(temperature, (int, float)) and 0 < temperature < math.inf):
+            raise ValueError(f"temperature {temperature!r} is not a positive number")
     except FileNotFoundError as e:
         missing = path if not os.path.exists(path) else about_path(path)
         raise InputError(f"{missing} does not exist; a student is two files, FILE.pdparams and FILE.json "

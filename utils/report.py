@@ -1,190 +1,265 @@
 """The out-of-fold report: every picture judged once, by the student that never saw it.
 
-    python main.py --sample        # writes report.txt, report.json, out_of_fold.csv and plots to logs/<run>/
+    python main.py --sample        # writes report.txt, report.json, out_of_fold.csv, mistakes.csv and plots
+
+Of every student there are two sets of answers. "Best epoch" is what its weights file gives: the epoch was chosen on
+the fold's own part, which flatters the score. "Cross-fitted" is the same student at the epoch that the other folds
+chose: the honest score, and the headline.
 """
 import csv
 import json
 import os
-import sys
+from dataclasses import dataclass
 
-import matplotlib
 import numpy as np
-from matplotlib import font_manager
-from matplotlib.figure import Figure  # not pyplot: it opens windows, and fails where the screen goes away
-from sklearn.metrics import accuracy_score, classification_report, confusion_matrix, f1_score
+from sklearn.metrics import average_precision_score, classification_report, confusion_matrix, roc_auc_score
 
-from utils.data_utils import read_picture
+from utils.plots import contact_sheet, plot_confidence, plot_confusion, plot_curves, plot_text
+from utils.statistics import (calibrate, compare, coverage, cross_fitted_epochs, needed_confidence, reliability, score,
+                              wilson)
 
-# Category names may be Chinese; name only fonts that are here, or matplotlib warns about the others.
-_INSTALLED = {f.name for f in font_manager.fontManager.ttflist}
-matplotlib.rcParams["text.parse_math"] = False  # a $ in a name is a $
-matplotlib.rcParams["font.family"] = ["DejaVu Sans"] + [
-    n for n in ("Microsoft YaHei", "SimHei", "PingFang SC", "Noto Sans CJK SC", "Noto Sans CJK JP",
-                "WenQuanYi Micro Hei") if n in _INSTALLED]
-
-
-def calibration_error(probabilities, labels, bins=15):
-    """Expected calibration error (Guo et al. 2017): mean gap between confidence and accuracy over equal-width bins of
-    confidence, weighted by their pictures. probabilities: [N, C]; labels: [N]. 0 is perfect, 1 the worst."""
-    confidence = probabilities.max(1)
-    right = probabilities.argmax(1) == labels
-    bin_of = np.minimum((confidence * bins).astype(int), bins - 1)
-    gap = np.bincount(bin_of, right, bins) - np.bincount(bin_of, confidence, bins)
-    return float(np.abs(gap).sum() / len(labels))
+# Who answers, and the prefix of its columns in out_of_fold.csv
+PREFIXES = {"student": "", "student_cross_fitted": "crossfit_", "teacher": "teacher_", "control": "control_",
+            "control_cross_fitted": "control_crossfit_"}
+TITLES = {"student_cross_fitted": "student, cross-fitted", "teacher": "teacher",
+          "control_cross_fitted": "control, cross-fitted", "student": "student, best epoch (optimistic)",
+          "control": "control, best epoch (optimistic)"}
+TARGETS = (0.95, 0.98, 0.99)  # of being right, in the table of confidences to ask for
+SHEET = 25  # pictures in mistakes.png
 
 
-def score(probabilities, labels):
-    """The same figures for teacher and student: accuracy, macro F1, calibration error."""
-    guess = probabilities.argmax(1)
-    return {"pictures": len(labels), "accuracy": float(accuracy_score(labels, guess)),
-            "macro_f1": float(f1_score(labels, guess, labels=np.arange(probabilities.shape[1]), average="macro",
-                                       zero_division=0)),
-            "calibration_error": calibration_error(probabilities, labels)}
+@dataclass
+class Answers:
+    """The out-of-fold answers of one kind of network, rows in the order of the folds' pictures."""
+    epochs: list               # of each fold, from 1; of a teacher none
+    temperatures: list         # of each fold
+    raw: np.ndarray            # [N, C] softmax(logits)
+    probabilities: np.ndarray  # [N, C] softmax(logits / temperature of the fold)
 
 
-def _mean_and_deviation(values):
-    return {"mean": float(np.mean(values)), "std": float(np.std(values, ddof=1)) if len(values) > 1 else 0.0}
+def all_answers(folds, controls, teacher_probabilities, labels):
+    """{name: Answers} for the names in PREFIXES that there are; cross-fitted ones need two folds."""
+    found = {}
+    for name, group in (("student", folds), ("control", controls)):
+        if group:
+            epochs = {name: [f.best_epoch for f in group]}
+            if len(group) > 1:
+                scores = [[h["val_accuracy"] for h in f.history] for f in group]
+                epochs[f"{name}_cross_fitted"] = cross_fitted_epochs(scores)
+            found.update({key: (e, [f.probabilities[i - 1] for f, i in zip(group, e)]) for key, e in epochs.items()})
+    found["teacher"] = [], [teacher_probabilities[f.pictures] for f in folds]
+    answers = {}
+    for name in PREFIXES:
+        if name in found:
+            epochs, raw = found[name]
+            temperatures, calibrated = calibrate(raw, [labels[f.pictures] for f in folds])
+            answers[name] = Answers(epochs, temperatures, *map(np.concatenate, (raw, calibrated)))
+    return answers
 
 
-def build_report(folds, controls, teacher_probabilities, pictures, parts):
+def build_report(folds, controls, teacher_probabilities, pictures, parts, networks=None):
     """All figures of a run as one JSON-able dict.
 
-    folds: trained folds; controls: their twins without a teacher, or []; teacher_probabilities: float [N, C], row i from the head that never saw picture i.
+    folds: trained folds; controls: their twins without a teacher, in the same order, or []; teacher_probabilities:
+    float [N, C], row i from the head that never saw picture i; networks: {"student": ..., "teacher": ...}, what
+    utils.cost.cost found.
     """
     rows = np.concatenate([f.pictures for f in folds])
-    student = np.concatenate([f.best_probabilities for f in folds])
     labels, names = pictures.labels[rows], pictures.categories
-    per_fold = [{"fold": f.index, "best_epoch": f.best_epoch, "epochs": len(f.history),
-                 **score(f.best_probabilities, pictures.labels[f.pictures]),
-                 "teacher_accuracy": score(teacher_probabilities[f.pictures], pictures.labels[f.pictures])["accuracy"]}
-                for f in folds]
-    # By number, not by name: a category may be called "accuracy"
-    table = classification_report(labels, student.argmax(1), labels=np.arange(len(names)), output_dict=True,
-                                  zero_division=0)
-    return {
-        "out_of_fold": {"pictures": len(rows), "of": len(parts), "student": score(student, labels),
-                        "teacher": score(teacher_probabilities[rows], labels)},
-        "folds": per_fold,
-        "over_folds": {key: _mean_and_deviation([f[key] for f in per_fold])
-                       for key in ("accuracy", "macro_f1", "calibration_error", "teacher_accuracy")},
-        "categories": {name: table[str(i)] for i, name in enumerate(names)},
-        "averages": {name: table[name] for name in ("macro avg", "weighted avg")},
-        "confusion_matrix": confusion_matrix(labels, student.argmax(1), labels=np.arange(len(names))).tolist(),
+    answers = all_answers(folds, controls, teacher_probabilities, pictures.labels)
+    suffix = "_cross_fitted" if len(folds) > 1 else ""
+    headline = answers[f"student{suffix}"]
+    guess = {name: a.probabilities.argmax(1) for name, a in answers.items()}
+    report = {
+        "headline": f"student{suffix}",
+        "out_of_fold": {"pictures": len(rows), "of": len(parts),
+                        **{name: score(a.probabilities, labels, a.raw) for name, a in answers.items()}},
+        "agreement_with_teacher": float((guess[f"student{suffix}"] == guess["teacher"]).mean()),
+        "folds": _folds(folds, answers, labels),
+        "categories": _categories(headline.probabilities, labels, names),
+        "confusion_matrix": confusion_matrix(labels, guess[f"student{suffix}"], labels=np.arange(len(names))).tolist(),
         "category_names": names,
+        "reliability": {when: dict(zip(("pictures", "right", "sum_of_confidence"),
+                                       (v.tolist() for v in reliability(p, labels))))
+                        for when, p in (("raw", headline.raw), ("calibrated", headline.probabilities))},
+        "coverage": coverage(headline.probabilities, labels),
+        "needed_confidence": {str(t): needed_confidence(headline.probabilities, labels, t) for t in TARGETS},
+        "worst_mistakes": _mistakes(headline, labels, rows, pictures)[:SHEET],
     }
+    report["over_folds"] = {
+        key: {"mean": float(np.mean(values)), "std": float(np.std(values, ddof=1)) if len(values) > 1 else 0.0}
+        for key in report["folds"][0] if key.endswith(("accuracy", "f1", "error", "difference_to_control"))
+        for values in [[f[key] for f in report["folds"]]]}
+    # By number, not by name: a category may be called "accuracy"
+    table = classification_report(labels, guess[f"student{suffix}"], labels=np.arange(len(names)), output_dict=True,
+                                  zero_division=0)
+    report["averages"] = {name: table[name] for name in ("macro avg", "weighted avg")}
+    if controls:
+        report["student_against_control"] = compare(labels, guess[f"student{suffix}"], guess[f"control{suffix}"])
+    if networks:
+        report["networks"] = networks
+    return report
+
+
+def _folds(folds, answers, labels):
+    """One dict of figures per fold; those of its weights file have no prefix."""
+    ends = np.cumsum([len(f.pictures) for f in folds])
+    table = []
+    for k, (f, end) in enumerate(zip(folds, ends)):
+        mine = slice(end - len(f.pictures), end)
+        figures = {name: score(a.probabilities[mine], labels[mine]) for name, a in answers.items()}
+        row = {"fold": f.index, "best_epoch": f.best_epoch, "epochs": len(f.history),
+               "temperature": answers["student"].temperatures[k], **figures["student"]}
+        if "student_cross_fitted" in answers:
+            row["cross_fitted_epoch"] = answers["student_cross_fitted"].epochs[k]
+        row |= {f"{name.removeprefix('student_')}_accuracy": v["accuracy"]
+                for name, v in figures.items() if name != "student"}
+        if "control" in answers:
+            suffix = "_cross_fitted" if "student_cross_fitted" in answers else ""
+            row["difference_to_control"] = (figures[f"student{suffix}"]["accuracy"]
+                                            - figures[f"control{suffix}"]["accuracy"])
+        table.append(row)
+    return table
+
+
+def _categories(probabilities, labels, names):
+    """Precision and recall of each category with their 95 % intervals, F1, and the area under both curves."""
+    guess = probabilities.argmax(1)
+    table = classification_report(labels, guess, labels=np.arange(len(names)), output_dict=True, zero_division=0)
+    categories = {}
+    for i, name in enumerate(names):
+        right, truth = int(((guess == i) & (labels == i)).sum()), labels == i
+        two = truth.any() and not truth.all()  # a curve needs pictures of the category, and others
+        categories[name] = {
+            **table[str(i)], "precision_interval": wilson(right, (guess == i).sum()),
+            "recall_interval": wilson(right, truth.sum()),
+            "average_precision": float(average_precision_score(truth, probabilities[:, i])) if two else None,
+            "roc_auc": float(roc_auc_score(truth, probabilities[:, i])) if two else None}
+    return categories
+
+
+def _mistakes(answers, labels, rows, pictures):
+    """Every picture whose answer is wrong, the surest first: list of dicts."""
+    confidence, guess = answers.probabilities.max(1), answers.probabilities.argmax(1)
+    wrong = np.flatnonzero(guess != labels)
+    return [{"path": pictures.paths[rows[i]], "label": pictures.categories[labels[i]],
+             "prediction": pictures.categories[guess[i]], "confidence": float(confidence[i])}
+            for i in wrong[np.argsort(-confidence[wrong], kind="stable")]]
 
 
 def report_text(report):
-    """The report for people: plain text."""
-    oof, names = report["out_of_fold"], report["category_names"]
+    """The report for people: plain text, the most important first."""
+    oof, names, folds = report["out_of_fold"], report["category_names"], report["folds"]
+    best, teacher = oof[report["headline"]], oof["teacher"]
+    lines = [f"Out of fold: {oof['pictures']} of {oof['of']} pictures, each judged once, by a student that never "
+             "saw it.", "", f"{'':34}accuracy (95 % interval)  macro F1  calibration error, raw"]
+    for name in TITLES:
+        if name in oof:
+            f, (low, high) = oof[name], oof[name]["accuracy_interval"]
+            lines.append(f"{TITLES[name]:34}{f['accuracy']:8.4f}  {low:.3f} to {high:.3f}{f['macro_f1']:10.4f}"
+                         f"{f['calibration_error']:19.4f}{f['calibration_error_raw']:7.4f}")
+    lines.append("Best epoch: each fold's epoch was chosen on the very pictures that judge it. " + (
+        "Cross-fitted: the other folds chose it." if len(folds) > 1 else
+        "A cross-fitted score needs two folds: there is none."))
+    lines.append(f"Student and teacher agree on {report['agreement_with_teacher']:.1%} of the pictures.")
+    if teacher["accuracy"] < best["accuracy"]:
+        lines += [f"note: the teacher ({teacher['accuracy']:.4f}) is weaker than its student ({best['accuracy']:.4f}); "
+                  "its soft labels and features may hold the student",
+                  "      back. Take better --teacher_weights or more pictures for its heads, or give it less weight: "
+                  "--alpha 1, a smaller",
+                  "      --feature_weight." + ("" if "control" in oof else " --control shows whether it helps.")]
+    lines += _control_text(report) + _networks_text(report)
+
     width = max(12, max(map(len, names)))
-    lines = [f"Out of fold: {oof['pictures']} of {oof['of']} pictures, each judged once, by the student that never "
-             "saw it.", "Each fold's epoch was chosen on that same fold, which flatters the student a little.", "",
-             f"{'':{width}}  precision   recall       F1  pictures"]
-    for name, c in [*report["categories"].items(), *report["averages"].items()]:
-        lines.append(f"{name:{width}}  {c['precision']:9.3f}{c['recall']:9.3f}{c['f1-score']:9.3f}{c['support']:10.0f}")
+    lines += ["", f"{'':{width}}  precision (95 % interval)     recall (95 % interval)     F1  pictures"]
+    for name, c in report["categories"].items():
+        (a, b), (d, e) = c["precision_interval"], c["recall_interval"]
+        lines.append(f"{name:{width}}{c['precision']:11.3f} ({a:.3f} to {b:.3f})"
+                     f"{c['recall']:11.3f} ({d:.3f} to {e:.3f}){c['f1-score']:7.3f}{c['support']:10.0f}")
+    for name, c in report["averages"].items():
+        lines.append(f"{name:{width}}{c['precision']:11.3f}{'':17}{c['recall']:11.3f}{'':17}{c['f1-score']:7.3f}"
+                     f"{c['support']:10.0f}")
     lines += ["", "Confusion matrix (rows: true category, columns: predicted)",
               " " * width + "".join(f"{n[:9]:>10}" for n in names)]
     lines += [f"{n:{width}}" + "".join(f"{v:10}" for v in row) for n, row in zip(names, report["confusion_matrix"])]
-    lines += ["", "fold       best epoch  accuracy  macro F1  calibration error   teacher's accuracy"]
-    lines += [f"{f['fold']:<10} {f['best_epoch']:>5} of {f['epochs']:<3}{f['accuracy']:9.3f}{f['macro_f1']:10.3f}"
-              f"{f['calibration_error']:19.3f}{f['teacher_accuracy']:21.3f}" for f in report["folds"]]
+
+    columns = [(title, key) for title, key in (
+        ("cross-fitted", "cross_fitted_accuracy"), ("teacher", "teacher_accuracy"),
+        ("control", "control_cross_fitted_accuracy" if len(folds) > 1 else "control_accuracy"),
+        ("best epoch", "accuracy")) if key in folds[0]]
+    lines += ["", "Accuracy of each fold" + "".join(f"{title:>14}" for title, _ in columns)
+              + "  at epoch  temperature"]
+    for f in folds:
+        lines.append(f"{f['fold']:<21}" + "".join(f"{f[key]:14.3f}" for _, key in columns)
+                     + f"{f['best_epoch']:5} of {f['epochs']:<3}{f['temperature']:12.3f}")
     for label, key in (("mean", "mean"), ("deviation", "std")):
-        m = [report["over_folds"][k][key] for k in ("accuracy", "macro_f1", "calibration_error", "teacher_accuracy")]
-        lines.append(f"{label:<20}{m[0]:11.3f}{m[1]:10.3f}{m[2]:19.3f}{m[3]:21.3f}")
-    lines += ["", "all folds            accuracy  macro F1  calibration error"]
-    for who in ("student", "teacher"):
-        f = oof[who]
-        lines.append(f"{who:<18}{f['accuracy']:11.4f}{f['macro_f1']:10.4f}{f['calibration_error']:19.4f}")
+        lines.append(f"{label:21}" + "".join(f"{report['over_folds'][k][key]:14.3f}" for _, k in columns))
+
+    lines += ["", "To be right on   ask for a confidence of   are answered     of these are right (95 % interval)"]
+    for target, v in report["needed_confidence"].items():
+        lines.append(f"{float(target):<17.0%}" + (
+            "cannot be reached on these pictures" if v is None else
+            f"{v['min_confidence']:<26.3f}{v['answered']:6.1%}{v['pictures']:>8}    "
+            "{:.1%} ({:.1%} to {:.1%})".format(v["accuracy"], *v["accuracy_interval"])))
+    lines.append("(python inference.py --min_confidence, with one weights file: several together are less sure than one)")
     return "\n".join(lines) + "\n"
 
 
+def _control_text(report):
+    if "student_against_control" not in report:
+        return []
+    c = report["student_against_control"]
+    (low, high), removed = c["difference_interval"], c["errors_removed"]
+    return ["", "Student against control (the same student, trained without a teacher), picture by picture:",
+            f"  errors: student {c['errors']}, control {c['other_errors']}" + (
+                "" if removed is None else f"; {removed:.1%} of them removed (95 % interval "
+                "{:.1%} to {:.1%})".format(*c["errors_removed_interval"])),
+            f"  accuracy {c['difference']:+.4f} (95 % interval {low:+.4f} to {high:+.4f}); fold by fold "
+            + " ".join(f"{f['difference_to_control']:+.3f}" for f in report["folds"]),
+            f"  {c['gained']} pictures gained, {c['lost']} lost: exact McNemar p = {c['mcnemar_p']:.3g}"]
+
+
+def _networks_text(report):
+    lines = ["", "Network    parameters   multiply-adds   ms per picture: alone, in a batch of 16"]
+    for name, n in report.get("networks", {}).items():
+        lines.append(f"{name:9}{n['parameters'] / 1e6:10.2f} M{n['multiply_adds'] / 1e6:14.1f} M{n['ms_alone']:23.2f}"
+                     f"{n['ms_in_batch_of_16']:18.2f}")
+    return lines if "networks" in report else []
+
+
 def write_report(folder, report, folds, controls, teacher_probabilities, pictures):
-    """Write report.txt, report.json, out_of_fold.csv, confusion_matrix.png and curves.png; returns the text."""
+    """Write report.txt, report.json, out_of_fold.csv, mistakes.csv and the plots; returns the text."""
     text = report_text(report)
     with open(os.path.join(folder, "report.txt"), "w", encoding="utf-8", errors="backslashreplace") as f:
         f.write(text)
     with open(os.path.join(folder, "report.json"), "w", encoding="utf-8", errors="backslashreplace") as f:
         json.dump(report, f, indent=2, ensure_ascii=False)
-    names = pictures.categories
-    with open(os.path.join(folder, "out_of_fold.csv"), "w", newline="", encoding="utf-8",
-              errors="backslashreplace") as f:
-        table = csv.writer(f)
-        table.writerow(["path", "label", "fold", "prediction", "teacher_prediction", *(f"p_{n}" for n in names)])
-        for fold in folds:
-            for i, p in zip(fold.pictures, fold.best_probabilities):
-                table.writerow([pictures.paths[i], names[pictures.labels[i]], fold.index, names[p.argmax()],
-                                names[teacher_probabilities[i].argmax()], *(f"{v:.6g}" for v in p)])
+    rows, names = np.concatenate([f.pictures for f in folds]), pictures.categories
+    labels = pictures.labels[rows]
+    answers = all_answers(folds, controls, teacher_probabilities, pictures.labels)
+    of_fold = np.repeat(np.arange(len(folds)), [len(f.pictures) for f in folds])
+    header, table = ["path", "label", "fold"], []
+    header += [f"{PREFIXES[name]}prediction" for name in answers]
+    header += [f"{PREFIXES[name]}temperature" for name in answers]
+    header += [f"{PREFIXES[name]}p_{c}" for name in answers for c in names]
+    for i, row in enumerate(rows):
+        table.append([pictures.paths[row], names[labels[i]], folds[of_fold[i]].index,
+                      *(names[a.probabilities[i].argmax()] for a in answers.values()),
+                      *(f"{a.temperatures[of_fold[i]]:.9g}" for a in answers.values()),
+                      *(f"{v:.9g}" for a in answers.values() for v in a.probabilities[i])])
+    mistakes = _mistakes(answers[report["headline"]], labels, rows, pictures)
+    for name, lines in (("out_of_fold", [header, *table]),
+                        ("mistakes", [("path", "label", "prediction", "confidence"), *(m.values() for m in mistakes)])):
+        with open(os.path.join(folder, f"{name}.csv"), "w", newline="", encoding="utf-8",
+                  errors="backslashreplace") as f:
+            csv.writer(f).writerows(lines)
+    plot_text(text, os.path.join(folder, "report.png"))
     plot_confusion(report, os.path.join(folder, "confusion_matrix.png"))
+    plot_confidence(report, os.path.join(folder, "confidence.png"))
     plot_curves(folds, report, os.path.join(folder, "curves.png"))
+    if mistakes:
+        number = {path: i for i, path in enumerate(pictures.paths)}
+        contact_sheet(*zip(*((pictures.square(number[m["path"]]),
+                              f"{m['label']} → {m['prediction']}\n{m['confidence']:.3f}  {m['path']}")
+                             for m in report["worst_mistakes"])), os.path.join(folder, "mistakes.png"))
     return text
-
-
-def plot_confusion(report, path):
-    """Counts, shaded by the share of the true category."""
-    counts = np.array(report["confusion_matrix"])
-    share = counts / np.maximum(counts.sum(1, keepdims=True), 1)
-    n, names = len(counts), report["category_names"]
-    fig = Figure(figsize=(2.2 + 0.75 * n, 1.8 + 0.65 * n), layout="constrained")
-    ax = fig.subplots()
-    image = ax.imshow(share, cmap="Blues", vmin=0, vmax=1)
-    for i in range(n):
-        for j in range(n):
-            ax.text(j, i, counts[i, j], ha="center", va="center", color="white" if share[i, j] > 0.5 else "black")
-    ax.set_xticks(range(n), names, rotation=40, ha="right")
-    ax.set_yticks(range(n), names)
-    ax.set(xlabel="predicted", ylabel="true",
-           title=f"Out of fold, accuracy {report['out_of_fold']['student']['accuracy']:.3f}")
-    fig.colorbar(image, label="share of the true category", shrink=0.8)
-    fig.savefig(path, dpi=120)
-
-
-def plot_curves(folds, report, path):
-    """Loss and accuracy over epochs: thin lines are folds, a point marks the epoch that was kept."""
-    fig = Figure(figsize=(11, 4.2), layout="constrained")
-    axes = fig.subplots(1, 2)
-    for ax, key in zip(axes, ("loss", "accuracy")):
-        for i, f in enumerate(folds):
-            epochs = [h["epoch"] for h in f.history]
-            ax.plot(epochs, [h[f"train_{key}"] for h in f.history], color="tab:orange", lw=0.9, alpha=0.6,
-                    label="training (mixed pictures)" if i == 0 else None)
-            ax.plot(epochs, [h[f"val_{key}"] for h in f.history], color="tab:blue", lw=1.2, alpha=0.7,
-                    label="validation, one line per fold" if i == 0 else None)
-            ax.plot(f.best_epoch, f.history[f.best_epoch - 1][f"val_{key}"], "o", ms=4, color="tab:blue")
-        ax.set(xlabel="epoch", title={"loss": "Loss (training: distillation loss)", "accuracy": "Accuracy"}[key])
-        ax.grid(alpha=0.3)
-    axes[1].axhline(report["out_of_fold"]["teacher"]["accuracy"], color="grey", ls="--", lw=1, label="teacher")
-    axes[1].legend(loc="lower right", fontsize=9)
-    fig.savefig(path, dpi=120)
-
-
-def contact_sheet(squares, titles, path, show=False, columns=5):
-    """Draw pictures with titles into a PNG file, and in a window if asked for; returns it as uint8 RGB [H, W, 3].
-
-    Without a screen, one line says where the file is.
-    """
-    columns = min(columns, len(squares))
-    rows = -(-len(squares) // columns)
-    fig = Figure(figsize=(2.1 * columns, 2.4 * rows), layout="constrained")
-    axes = fig.subplots(rows, columns, squeeze=False)
-    for ax in axes.flat:
-        ax.axis("off")
-    for ax, square, title in zip(axes.flat, squares, titles):
-        ax.imshow(square)
-        ax.set_title(title, fontsize=9)
-    fig.savefig(path, dpi=100)
-    picture = read_picture(path)
-    if show and not (sys.platform in ("win32", "darwin") or os.environ.get("DISPLAY") or
-                     os.environ.get("WAYLAND_DISPLAY")):
-        print(f"--show: no screen here, see {path}")
-    elif show:
-        try:
-            import matplotlib.pyplot as plt
-            plt.figure(figsize=fig.get_size_inches(), layout="constrained")
-            plt.imshow(picture)
-            plt.axis("off")
-            plt.show()
-            plt.close()
-        except Exception as e:  # a screen that refuses, or no window library: never worth a run
-            print(f"--show: no window could be opened ({e}), see {path}")
-    return picture

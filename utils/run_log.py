@@ -4,6 +4,12 @@
 """
 import csv
 import os
+import time
+
+import numpy as np
+
+from utils.data_utils import read_picture
+from utils.statistics import at_least
 
 COLUMNS = ("fold", "epoch", "learning_rate", "train_loss", "train_accuracy", "val_loss", "val_accuracy")
 
@@ -56,6 +62,37 @@ class RunLog:
             writer.add_hparams(hparams_dict=values, metrics_list=list(metrics))
             for name, value in metrics.items():
                 writer.add_scalar(name, value, 0)
+
+    def results(self, report, settings, answers, labels):
+        """The report: its text and plots as pictures, its figures, and of everyone in `answers` a precision-recall and an ROC curve per
+        category. answers: {name: utils.report.Answers}; labels: int [N], of the same rows."""
+        if not self.LogWriter:
+            return
+        for name in ("report", "confusion_matrix", "confidence", "curves", "mistakes"):
+            path = os.path.join(self.folder, f"{name}.png")
+            if os.path.exists(path):  # without mistakes there is no picture of them
+                self.image(name, read_picture(path))
+        self.hyperparameters(settings, {f"result/{name}_{key}": figures[key]
+                                        for name, figures in report["out_of_fold"].items() if name in answers
+                                        for key in ("accuracy", "macro_f1", "calibration_error")})
+        for name, a in answers.items():
+            for i, category in enumerate(report["category_names"]):
+                self._curves(name, category.replace("%", "％"), a.probabilities[:, i], labels == i)
+
+    def _curves(self, name, tag, scores, positive):
+        """add_pr_curve and add_roc_curve fail with NumPy 1.24 and later; the records that they write do not."""
+        from visualdl.component.base_component import pr_curve_raw, roc_curve_raw
+        # 125 levels, since VisualDL says that number i of n is confidence i / n; the first is 0, where curves end
+        found, tp = (v[np.r_[0, 16:1001:8]] for v in at_least(scores, positive))
+        fp = found - tp
+        fn, tn = positive.sum() - tp, (~positive).sum() - fp
+        precision, recall, fall_out = (a / np.maximum(b, 1) for a, b in ((tp, found), (tp, tp + fn), (fp, fp + tn)))
+        precision[found == 0] = 1
+        counts = [v.tolist() for v in (tp, fp, tn, fn)]
+        # In VisualDL a tag of a run is one kind of thing, hence two tags
+        for kind, record, x, y in (("PR", pr_curve_raw, precision, recall), ("ROC", roc_curve_raw, recall, fall_out)):
+            self.writer(name)._get_file_writer().add_record(
+                record(f"{kind}/{tag}", *counts, x.tolist(), y.tolist(), step=0, walltime=round(time.time() * 1000)))
 
     def close(self):
         self.file.close()

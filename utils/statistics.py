@@ -1,0 +1,152 @@
+"""The numbers of the report: arrays in, numbers out, nothing of files, pictures or networks.
+
+    calibration_error(probabilities, labels)            # does a confidence of 0.8 mean right in 80 %?
+    compare(labels, answers, other_answers)             # is one network better than another on the same pictures?
+    cross_fitted_epochs([[0.6, 0.7], [0.7, 0.6]])       # [1, 2]: the epochs that the other folds would have kept
+
+Everywhere: probabilities float [N, C], labels and answers int [N], intervals [low, high] at 95 %.
+"""
+import numpy as np
+from scipy.optimize import minimize_scalar
+from scipy.special import log_softmax, softmax
+from scipy.stats import binomtest
+from sklearn.metrics import accuracy_score, f1_score
+
+THRESHOLDS = np.arange(1001) / 1000  # of confidence, as one would type them
+
+
+def cross_fitted_epochs(accuracy_per_fold):
+    """For each fold the epoch, from 1, at which the mean accuracy of the *other* folds was highest (the first such).
+
+    A fold scored there was not chosen on the pictures that score it, so the figure has no bonus for the best of many
+    epochs. A fold that stopped early counts, and is scored, with its last epoch from then on; that it stopped is
+    all that its own pictures decide. accuracy_per_fold: one list per fold, one number per epoch; at least two folds.
+    """
+    longest = max(map(len, accuracy_per_fold))
+    table = np.array([[*a, *[a[-1]] * (longest - len(a))] for a in accuracy_per_fold])
+    return [min(len(a), int(np.delete(table, k, 0).mean(0).argmax()) + 1) for k, a in enumerate(accuracy_per_fold)]
+
+
+def wilson(successes, n):
+    """95 % interval of a share (Wilson 1927), good for small counts too."""
+    if n == 0:
+        return [0.0, 1.0]
+    return [float(v) for v in binomtest(int(successes), int(n)).proportion_ci(0.95, "wilson")]
+
+
+def reliability(probabilities, labels, bins=15):
+    """The answers in equal-width bins of confidence: (pictures, right ones, sum of confidence), each [bins]."""
+    confidence = probabilities.max(1)
+    bin_of = np.minimum((confidence * bins).astype(int), bins - 1)
+    return [np.bincount(bin_of, weights, bins) for weights in (None, probabilities.argmax(1) == labels, confidence)]
+
+
+def calibration_error(probabilities, labels, bins=15):
+    """Expected calibration error (Guo et al. 2017): mean gap between confidence and accuracy over equal-width bins of
+    confidence, weighted by their pictures. 0 is perfect, 1 the worst."""
+    _, right, confidence = reliability(probabilities, labels, bins)
+    return float(np.abs(right - confidence).sum() / len(labels))
+
+
+def scaled(probabilities, temperature):
+    """softmax(logits / temperature), from the probabilities softmax(logits)."""
+    return softmax(np.log(np.maximum(probabilities, np.finfo(np.float32).tiny)) / temperature, axis=1)
+
+
+def fit_temperature(probabilities, labels):
+    """The temperature, 0.1 to 10, by which logits are divided for the likeliest labels (Guo et al. 2017).
+
+    1.0 where every answer is right: then nothing says how sure is too sure.
+    """
+    if (probabilities.argmax(1) == labels).all():
+        return 1.0
+    logits = np.log(np.maximum(probabilities, np.finfo(np.float32).tiny, dtype=np.float64))
+
+    def loss(log_temperature):
+        return -log_softmax(logits / np.exp(log_temperature), axis=1)[np.arange(len(labels)), labels].mean()
+    return float(np.exp(minimize_scalar(loss, bounds=np.log([0.1, 10]), method="bounded", options={"xatol": 1e-6}).x))
+
+
+def calibrate(probabilities, labels):
+    """One temperature per fold, each fitted on the *other* folds' pictures: (temperatures, calibrated probabilities).
+
+    probabilities, labels: lists, one array per fold. A single fold has no others: 1.0, nothing changes.
+    """
+    folds = range(len(labels))
+    if len(labels) == 1:
+        return [1.0], probabilities
+    temperatures = [fit_temperature(*(np.concatenate([a[j] for j in folds if j != k]) for a in (probabilities, labels)))
+                    for k in folds]
+    return temperatures, [scaled(p, t) for p, t in zip(probabilities, temperatures)]
+
+
+def score(probabilities, labels, raw=None):
+    """The same figures for student, teacher and control; raw: the probabilities before calibration, if it was done."""
+    guess = probabilities.argmax(1)
+    figures = {"pictures": len(labels), "accuracy": float(accuracy_score(labels, guess)),
+               "accuracy_interval": wilson((guess == labels).sum(), len(labels)),
+               "macro_f1": float(f1_score(labels, guess, labels=np.arange(probabilities.shape[1]), average="macro",
+                                          zero_division=0)),
+               "calibration_error": calibration_error(probabilities, labels)}
+    if raw is not None:
+        figures["calibration_error_raw"] = calibration_error(raw, labels)
+    return figures
+
+
+def compare(labels, answers, other_answers, resamples=10_000, seed=0):
+    """Two networks on the same pictures: what the first gains over the other, and whether that could be chance.
+
+    mcnemar_p: exact and two-sided (McNemar 1947), over the pictures that one of them alone got right. Intervals:
+    percentile bootstrap over pictures. `errors_removed` is a share of the other's errors; None if it made none. All
+    of it takes the trained weights as given: another seed would move both networks.
+    """
+    right, other = answers == labels, other_answers == labels
+    n, gained, lost, neither = len(labels), *(int(v.sum()) for v in (right & ~other, ~right & other, ~right & ~other))
+    # To draw pictures again is to draw how many of them fall into each of the four outcomes.
+    counts = [gained, lost, neither, n - gained - lost - neither]
+    g, x, z, _ = np.random.default_rng(seed).multinomial(n, np.array(counts) / n, resamples).T
+
+    def interval(values):
+        return [float(v) for v in np.nanquantile(values, [0.025, 0.975])]
+    errors = gained + neither  # of the other
+    with np.errstate(invalid="ignore", divide="ignore"):
+        removed = np.where(g + z > 0, (g - x) / (g + z), np.nan)
+    return {"pictures": n, "accuracy": float(right.mean()), "other_accuracy": float(other.mean()),
+            "errors": lost + neither, "other_errors": errors, "gained": gained, "lost": lost,
+            "mcnemar_p": float(binomtest(gained, gained + lost).pvalue) if gained + lost else 1.0,
+            "difference": (gained - lost) / n, "difference_interval": interval((g - x) / n),
+            "errors_removed": (gained - lost) / errors if errors else None,
+            "errors_removed_interval": interval(removed) if errors else None}
+
+
+def at_least(scores, positive):
+    """For each of THRESHOLDS: how many pictures score at least that, and how many of these are positive; int [1001]."""
+    order = np.argsort(-scores, kind="stable")
+    n = np.searchsorted(-scores[order], -THRESHOLDS, "right")
+    return n, np.r_[0, np.cumsum(positive[order])][n]
+
+
+def _answered(i, n, right, total):
+    return {"min_confidence": float(THRESHOLDS[i]), "answered": float(n[i] / total), "pictures": int(n[i]),
+            "accuracy": float(right[i] / n[i]), "accuracy_interval": wilson(right[i], n[i])}
+
+
+def coverage(probabilities, labels, points=20):
+    """Accuracy against the share of pictures that are answered, at about `points` levels of confidence, rising."""
+    confidence = probabilities.max(1)
+    n, right = at_least(confidence, probabilities.argmax(1) == labels)
+    levels = np.unique(np.searchsorted(THRESHOLDS, np.quantile(confidence, np.arange(points) / points), "right") - 1)
+    return [_answered(i, n, right, len(labels)) for i in levels if n[i]]
+
+
+def needed_confidence(probabilities, labels, target):
+    """The lowest confidence to ask for, so that answers from there on are right in a share `target` of the cases.
+
+    None if there is none. At the top few pictures are left, where one mistake or none proves little: only levels
+    count that answer enough pictures for `target` to allow one mistake (20 for 0.95).
+    """
+    n, right = at_least(probabilities.max(1), probabilities.argmax(1) == labels)
+    enough = n >= 1 / (1 - target) - 1e-6
+    short = np.flatnonzero(enough & (right < target * n - 1e-6))
+    first = short[-1] + 1 if len(short) else 0
+    return _answered(first, n, right, len(labels)) if first < len(n) and enough[first] else None
