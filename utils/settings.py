@@ -48,8 +48,9 @@ class Settings:
     head_c: float = setting(0.01, "inverse regularisation of the teacher's heads (scikit-learn's C)", 1e-8)
     # method
     temperature: float = setting(4.0, "softens the soft labels", 0.01, 1000)
-    alpha: float = setting(0.5, "weight of the true labels; 1 - alpha is the teacher's soft labels'", 0, 1)
-    feature_weight: float = setting(8.0, "weight of guessing the teacher's features from the student's", 0, 1000)
+    alpha: float = setting(1.0, "weight of the true labels; 1 - alpha is that of the teacher's soft labels", 0, 1)
+    feature_weight: float = setting(8.0, "weight of guessing the teacher's features from the student's, one linear "
+                                    "layer; 0 leaves it out", 0, 1000)
     control: bool = setting(False, "train beside every student its twin without a teacher, and compare")
     class_weights: str = setting("balanced", "'balanced' gives every category the same weight in the loss",
                                  choices=("balanced", "none"))
