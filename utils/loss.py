@@ -28,7 +28,8 @@ def feature_loss(guess, features, mean, std):
     """Squared error of the teacher's pooled features, guessed by one linear layer from the student's, mean over all.
 
     guess, features: float32 [B, D]; mean, std: float32 [D], of the teacher's features over the pictures that the
-    student learns from: standardised, every feature counts the same, and guessing the mean costs 1. A frozen teacher's
-    D features say more of a picture than its C probabilities. Returns a 0-d Tensor.
+    student learns from: standardised, every feature counts the same, and guessing the mean costs about 1; cut at 5
+    deviations, since a feature that hardly ever fires would outweigh all others when it does. A frozen teacher's D
+    features say more of a picture than its C probabilities. Returns a 0-d Tensor.
     """
-    return F.mse_loss(guess, (features - mean) / std)
+    return F.mse_loss(guess, ((features - mean) / std).clip(-5, 5))
