@@ -9,8 +9,6 @@ ResNet50 gets one linear head per fold, fitted outside that fold's part; K Mobil
 the same stream of views, student k from all parts but part k; the report judges every picture once, by the student that
 never saw it.
 """
-import csv
-import json
 import os
 import sys
 import time
@@ -21,17 +19,16 @@ import paddle
 from sklearn.metrics import balanced_accuracy_score
 
 from data.make_sample import make_sample
-from models.teacher_model import Trunk, extract_features, fit_heads, teacher_predictions
-from utils.checkpoint import imagenet_weights, load_into, new_folder, save_weights, set_aside, update_about
-from utils.copies import find_copies, group_pictures, read_groups
+from models.teacher_model import Trunk, extract_features, fit_heads, load_trunk, teacher_predictions
+from utils.checkpoint import imagenet_weights, new_folder, save_weights, set_aside, update_about
+from utils.copies import copy_rows, find_copies, group_pictures, read_groups
 from utils.cost import cost
-from utils.data_utils import VIEW, epoch_order, find_categories, load_pictures, stratified_parts
-from utils.plots import contact_sheet
+from utils.data_utils import find_categories, load_pictures, stratified_parts
 from utils.report import all_answers, build_report, write_report
-from utils.run_log import RunLog
+from utils.run_log import RunLog, print_copies, print_epoch, print_pictures, record_run
 from utils.settings import RANDOM, InputError, parse
 from utils.train_utils import build_fold, control_settings, pictures_per_part, train
-from utils.transforms import MEAN, STD, eval_view, square_side, train_view
+from utils.transforms import MEAN, STD, square_side
 
 
 def main(argv=None):
@@ -42,8 +39,8 @@ def main(argv=None):
     if sample and make_sample(settings.data_dir):
         print(f"drew the sample set {settings.data_dir}")
     categories = find_categories(settings.data_dir, settings.categories)
-    teacher_source, teacher_arrays = imagenet_weights("teacher_weights", settings.teacher_weights)
-    student_source, student_arrays = imagenet_weights("student_weights", settings.student_weights)
+    teacher_weights = imagenet_weights("teacher_weights", settings.teacher_weights)
+    student_weights = imagenet_weights("student_weights", settings.student_weights)
 
     # Pictures, and the parts that they are cut into
     pictures = load_pictures(settings.data_dir, settings.image_size, categories, settings.cache_dir,
@@ -52,7 +49,7 @@ def main(argv=None):
     given = read_groups(settings.groups, pictures)
     groups = group_pictures(len(pictures), np.concatenate([find_copies(pictures, threads), given]))
     copies = copy_rows(pictures, groups)
-    print_copies(copies, len(np.unique(given[:, 0])), settings)
+    print_copies(copies, given, settings)
     parts = stratified_parts(pictures.labels, settings.num_folds, settings.seed, pictures.categories, groups)
     trained = sorted(settings.folds) or list(range(settings.num_folds))
     for k in trained:
@@ -68,33 +65,25 @@ def main(argv=None):
     record_run(folder, settings, pictures, parts, groups, copies)
     log = RunLog(folder)
     print(f"run {run}, written to {folder}; to watch: visualdl --logdir {settings.log_dir} --port 8040 --language en")
-    show_pictures(folder, log, pictures, parts, trained, settings)
+    log.first_pictures(pictures, parts, trained, settings)
 
-    # The networks: the teacher's trunk for all folds, one student per fold, all from the same start
-    paddle.seed(settings.seed)
-    trunk = Trunk()
-    if teacher_arrays:
-        load_into(trunk.resnet, teacher_arrays, teacher_source)
-    trunk = runtime.frozen(trunk, [3, settings.image_size, settings.image_size], threads)
-
-    def pretrained(features):
-        if student_arrays:
-            load_into(features, student_arrays, student_source, "features.")
-    print(f"teacher: ResNet50, {teacher_source}\nstudents: {len(trained)} x MobileNetV2, {student_source}, "
+    # The teacher: one frozen trunk for all folds. Head k is fitted on all parts but part k, and judged there before any
+    # student trains
+    print(f"teacher: ResNet50, {teacher_weights[0]}\nstudents: {len(trained)} x MobileNetV2, {student_weights[0]}, "
           f"{settings.freeze_depth} of 19 blocks frozen")
     if RANDOM in (settings.teacher_weights, settings.student_weights):
         print("note: networks from random initialisation, good for trying the program, not for good figures")
 
-    # The teacher's heads: head k is fitted on all parts but part k, and judged there before any student trains
+    trunk = load_trunk(*teacher_weights, settings, threads)
     features = extract_features(trunk, pictures, settings, threads)
     heads = fit_heads(features, pictures.labels, parts, trained, settings, threads)
     teacher = teacher_predictions(features[0], heads, parts)
     del features
     check_teacher(teacher, pictures, parts, trained)
 
-    # The students learn side by side, and with them, if asked for, their twins without a teacher
-    folds = [build_fold(k, pictures.labels, parts, heads[k], settings, pretrained) for k in trained]
-    controls = [build_fold(k, pictures.labels, parts, heads[k], control_settings(settings), pretrained, "control")
+    # The students learn side by side, all from the same start, and with them, if asked for, their twins without a teacher
+    folds = [build_fold(k, pictures.labels, parts, heads[k], settings, student_weights) for k in trained]
+    controls = [build_fold(k, pictures.labels, parts, heads[k], control_settings(settings), student_weights, "control")
                 for k in trained if settings.control]
     moved = set_aside(settings.save_dir)
     if moved:
@@ -127,74 +116,6 @@ def main(argv=None):
           f"to use them: python inference.py --model_path {weights_path(settings, folds[0])} --image_path PICTURE")
 
 
-def print_pictures(pictures):
-    """The table of pictures found, and every file left out with its reason."""
-    counts = np.bincount(pictures.labels, minlength=len(pictures.categories))
-    width = max(map(len, [*pictures.categories, "together"]))
-    print(f"pictures in {pictures.data_dir}:")
-    for name, n in [*zip(pictures.categories, counts), ("together", len(pictures))]:
-        print(f"  {name:{width}} {n:8}")
-    if pictures.left_out:
-        print(f"left out, {len(pictures.left_out)} files:")
-        for path, reason in pictures.left_out:
-            print(f"  {path!r}: {reason}")
-
-
-def copy_rows(pictures, groups):
-    """(group, path, label, whether labels differ) of every picture in a group of more than one, by group."""
-    members = {}
-    for i, g in enumerate(groups):
-        members.setdefault(g, []).append(i)
-    return [(g, pictures.paths[i], pictures.categories[pictures.labels[i]],
-             "yes" if np.ptp(pictures.labels[rows]) else "no")
-            for g, rows in members.items() if len(rows) > 1 for i in rows]
-
-
-def print_copies(copies, given, settings, most=20):
-    """How many pictures stay together, and the groups whose labels differ, `most` of them."""
-    count = len({g for g, *_ in copies})
-    print(f"copies: {len(copies)} pictures in {count} groups stay together"
-          + (f" ({given} groups from {settings.groups})" if settings.groups else ""))
-    conflicts = {}
-    for g, path, _, conflict in copies:
-        if conflict == "yes":
-            conflicts.setdefault(g, []).append(path)
-    if conflicts:
-        print("probable label errors: these copies carry different labels:")
-        for paths in list(conflicts.values())[:most]:
-            print("  " + ", ".join(paths[:most]) + (f" and {len(paths) - most} more" if len(paths) > most else ""))
-        if len(conflicts) > most:
-            print(f"  and {len(conflicts) - most} more groups; copies.csv in the folder of this run has them all")
-
-
-def record_run(folder, settings, pictures, parts, groups, copies):
-    """settings.json, left_out.csv, folds.csv and copies.csv: what the run was made of."""
-    with open(os.path.join(folder, "settings.json"), "w", encoding="utf-8", errors="backslashreplace") as f:
-        json.dump({**settings.to_json(), "versions": runtime.versions()}, f, indent=2, ensure_ascii=False)
-    labels = [pictures.categories[i] for i in pictures.labels]
-    folds = zip(pictures.paths, labels, parts, groups)
-    for name, header, rows in (("folds.csv", ("path", "label", "part", "group"), folds),
-                               ("copies.csv", ("group", "path", "label", "conflict"), copies),
-                               ("left_out.csv", ("path", "reason"), pictures.left_out)):
-        with open(os.path.join(folder, name), "w", newline="", encoding="utf-8", errors="backslashreplace") as f:
-            csv.writer(f).writerows([header, *rows])
-
-
-def show_pictures(folder, log, pictures, parts, trained, settings):
-    """The first five training pictures with their labels, and five training views of each."""
-    needed = [p for p in range(settings.num_folds) if p != trained[0]]
-    first = epoch_order(parts, needed, 5, settings.seed, 0)[0][:5]
-    titles = [pictures.categories[pictures.labels[i]] for i in first]
-    plain = [eval_view(pictures.square(i), settings.image_size) for i in first]
-    views = [train_view(pictures.square(i), settings, np.random.default_rng([settings.seed, VIEW, epoch, i]))
-             for epoch in range(5) for i in first]
-    for name, squares, labels, show in (("first_pictures", plain, titles, settings.show),
-                                        ("training_views", views, titles * 5, False)):
-        log.image(name, contact_sheet(squares, labels, os.path.join(folder, f"{name}.png"), show))
-    print(f"first five training pictures: {', '.join(titles)}; drawn in first_pictures.png, views of them in "
-          "training_views.png")
-
-
 def check_teacher(teacher, pictures, parts, trained):
     """Print the teacher's accuracy on each fold's validation part; raise InputError if it knows nothing."""
     rows = np.isin(parts, trained)
@@ -223,21 +144,6 @@ def describe(fold, run, settings, pictures):
         "architecture": "MobileNetV2", "freeze_depth": settings.freeze_depth, "fold": fold.index,
         "num_folds": settings.num_folds, "epoch": fold.best_epoch, "scores": fold.history[-1], "run": run,
         "settings": settings.to_json(), "versions": runtime.versions()}
-
-
-def print_epoch(epoch, folds, active, seconds, settings):
-    """One line: the mean over folds (a stopped one counts with its best epoch), then each fold that trained."""
-    active = [f for f in active if f in folds]
-    kept = [f.history[-1 if f in active else f.best_epoch - 1] for f in folds]
-    mean = {key: np.mean([h[key] for h in kept]) for key in kept[0]}
-
-    def figures(h):
-        return f"{h['train_loss']:.3f} {h['train_accuracy']:.3f} | {h['val_loss']:.3f} {h['val_accuracy']:.3f}"
-    print(f"epoch {epoch}/{settings.num_epochs}, {seconds:.0f} s: mean {figures(mean)}; " + "; ".join(
-        f"{f.name} {figures(f.history[-1])}{'*' if f.best_epoch == epoch else ''}" for f in active))
-    for f in active:
-        if f.stopped():
-            print(f"{f.name} stops early: best validation accuracy {f.best_accuracy:.4f} at epoch {f.best_epoch}")
 
 
 if __name__ == "__main__":

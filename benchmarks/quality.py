@@ -18,11 +18,10 @@ import time
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), os.pardir))
 from utils import runtime  # noqa: E402
 import numpy as np  # noqa: E402
-import paddle  # noqa: E402
 
 from data.make_sample import make_sample  # noqa: E402
-from models.teacher_model import Trunk, extract_features, fit_heads, teacher_predictions  # noqa: E402
-from utils.checkpoint import imagenet_weights, load_into  # noqa: E402
+from models.teacher_model import extract_features, fit_heads, load_trunk, teacher_predictions  # noqa: E402
+from utils.checkpoint import imagenet_weights  # noqa: E402
 from utils.copies import find_copies, group_pictures, read_groups  # noqa: E402
 from utils.data_utils import find_categories, load_pictures, stratified_parts  # noqa: E402
 from utils.settings import InputError, parse  # noqa: E402
@@ -68,21 +67,12 @@ def main():
     folder = os.path.join(settings.log_dir, f"quality-{name}")
     os.makedirs(folder, exist_ok=True)
 
-    source, teacher_arrays = imagenet_weights("teacher_weights", settings.teacher_weights)
-    student_source, student_arrays = imagenet_weights("student_weights", settings.student_weights)
-    paddle.seed(settings.seed)
-    trunk = Trunk()
-    if teacher_arrays:
-        load_into(trunk.resnet, teacher_arrays, source)
-    trunk = runtime.frozen(trunk, [3, settings.image_size, settings.image_size], threads)
+    trunk = load_trunk(*imagenet_weights("teacher_weights", settings.teacher_weights), settings, threads)
+    student_weights = imagenet_weights("student_weights", settings.student_weights)
     features = extract_features(trunk, pictures, settings, threads)
     heads = fit_heads(features, pictures.labels, parts, trained, settings, threads)
     teacher = teacher_predictions(features[0], heads, parts).argmax(1)
     del features
-
-    def load(student_features):
-        if student_arrays:
-            load_into(student_features, student_arrays, student_source, "features.")
 
     def build(arm, arm_settings, k):
         head = heads[k]
@@ -90,7 +80,7 @@ def main():
             rng, bound = np.random.default_rng([settings.seed, k]), len(head.mean)**-0.5
             head = head._replace(weight=rng.uniform(-bound, bound, head.weight.shape).astype("float32"),
                                  bias=rng.uniform(-bound, bound, head.bias.shape).astype("float32"))
-        return build_fold(k, pictures.labels, parts, head, arm_settings, load, arm + " fold ")
+        return build_fold(k, pictures.labels, parts, head, arm_settings, student_weights, arm + " fold ")
 
     results = {}
     for number, (stream, arms) in enumerate(passes(settings)):

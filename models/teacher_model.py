@@ -18,6 +18,7 @@ from paddle.vision.models import resnet50
 from scipy.special import softmax
 from sklearn.linear_model import LogisticRegression
 
+from utils.checkpoint import load_into
 from utils.data_utils import VIEW, prefetch
 from utils.transforms import eval_view, normalise, train_view
 
@@ -41,6 +42,15 @@ class Trunk(nn.Layer):
 
     def forward(self, x):
         return paddle.flatten(self.resnet(x), 1)
+
+
+def load_trunk(source, arrays, settings, threads):
+    """A compiled trunk (runtime.frozen) with weights from checkpoint.imagenet_weights, or from the seed if it has none."""
+    paddle.seed(settings.seed)
+    trunk = Trunk()
+    if arrays:
+        load_into(trunk.resnet, arrays, source)
+    return runtime.frozen(trunk, [3, settings.image_size, settings.image_size], threads)
 
 
 def extract_features(trunk, pictures, settings, threads):

@@ -164,3 +164,13 @@ def group_pictures(n, pairs):
     i, j = pairs.T
     graph = coo_array((np.ones(len(i), bool), (i, j)), shape=(n, n))
     return connected_components(graph, directed=False)[1].astype(np.int64)
+
+
+def copy_rows(pictures, groups):
+    """(group, path, label, whether labels differ) of every picture in a group of more than one, by group."""
+    members = {}
+    for i, g in enumerate(groups):
+        members.setdefault(g, []).append(i)
+    return [(g, pictures.paths[i], pictures.categories[pictures.labels[i]],
+             "yes" if np.ptp(pictures.labels[rows]) else "no")
+            for g, rows in members.items() if len(rows) > 1 for i in rows]

@@ -1,15 +1,19 @@
-"""What a run leaves behind while it runs: scalars.csv, and the same for VisualDL, one curve per fold.
+"""What a run says and leaves behind while it runs: lines to read, tables, scalars.csv, and all of it for VisualDL.
 
     visualdl --logdir logs --port 8040 --language en        # then open http://localhost:8040
 """
 import csv
+import json
 import os
 import time
 
+from utils import runtime  # before cv2
 import numpy as np
 
-from utils.data_utils import read_picture
+from utils.data_utils import VIEW, epoch_order, read_picture
+from utils.plots import contact_sheet
 from utils.statistics import at_least
+from utils.transforms import eval_view, train_view
 
 COLUMNS = ("fold", "epoch", "learning_rate", "train_loss", "train_accuracy", "val_loss", "val_accuracy")
 
@@ -52,6 +56,20 @@ class RunLog:
         """picture: uint8 RGB [H, W, 3]"""
         if self.LogWriter:
             self.writer("pictures").add_image(tag, picture, step)
+
+    def first_pictures(self, pictures, parts, trained, settings):
+        """The first five training pictures with their labels, and five training views of each."""
+        needed = [p for p in range(settings.num_folds) if p != trained[0]]
+        first = epoch_order(parts, needed, 5, settings.seed, 0)[0][:5]
+        titles = [pictures.categories[pictures.labels[i]] for i in first]
+        plain = [eval_view(pictures.square(i), settings.image_size) for i in first]
+        views = [train_view(pictures.square(i), settings, np.random.default_rng([settings.seed, VIEW, epoch, i]))
+                 for epoch in range(5) for i in first]
+        for name, squares, labels, show in (("first_pictures", plain, titles, settings.show),
+                                            ("training_views", views, titles * 5, False)):
+            self.image(name, contact_sheet(squares, labels, os.path.join(self.folder, f"{name}.png"), show))
+        print(f"first five training pictures: {', '.join(titles)}; drawn in first_pictures.png, views of them in "
+              "training_views.png")
 
     def hyperparameters(self, settings, metrics):
         """Settings beside final metrics, for VisualDL's table of runs."""
@@ -98,3 +116,64 @@ class RunLog:
         self.file.close()
         for w in self.writers.values():
             w.close()
+
+
+def print_pictures(pictures):
+    """The table of pictures found, and every file left out with its reason."""
+    counts = np.bincount(pictures.labels, minlength=len(pictures.categories))
+    width = max(map(len, [*pictures.categories, "together"]))
+    print(f"pictures in {pictures.data_dir}:")
+    for name, n in [*zip(pictures.categories, counts), ("together", len(pictures))]:
+        print(f"  {name:{width}} {n:8}")
+    if pictures.left_out:
+        print(f"left out, {len(pictures.left_out)} files:")
+        for path, reason in pictures.left_out:
+            print(f"  {path!r}: {reason}")
+
+
+def print_copies(copies, given, settings, most=20):
+    """How many pictures stay together, and the groups whose labels differ, `most` of them.
+
+    copies: copy_rows; given: the pairs of read_groups.
+    """
+    count = len({g for g, *_ in copies})
+    print(f"copies: {len(copies)} pictures in {count} groups stay together"
+          + (f" ({len(np.unique(given[:, 0]))} groups from {settings.groups})" if settings.groups else ""))
+    conflicts = {}
+    for g, path, _, conflict in copies:
+        if conflict == "yes":
+            conflicts.setdefault(g, []).append(path)
+    if conflicts:
+        print("probable label errors: these copies carry different labels:")
+        for paths in list(conflicts.values())[:most]:
+            print("  " + ", ".join(paths[:most]) + (f" and {len(paths) - most} more" if len(paths) > most else ""))
+        if len(conflicts) > most:
+            print(f"  and {len(conflicts) - most} more groups; copies.csv in the folder of this run has them all")
+
+
+def record_run(folder, settings, pictures, parts, groups, copies):
+    """settings.json, left_out.csv, folds.csv and copies.csv: what the run was made of."""
+    with open(os.path.join(folder, "settings.json"), "w", encoding="utf-8", errors="backslashreplace") as f:
+        json.dump({**settings.to_json(), "versions": runtime.versions()}, f, indent=2, ensure_ascii=False)
+    labels = [pictures.categories[i] for i in pictures.labels]
+    folds = zip(pictures.paths, labels, parts, groups)
+    for name, header, rows in (("folds.csv", ("path", "label", "part", "group"), folds),
+                               ("copies.csv", ("group", "path", "label", "conflict"), copies),
+                               ("left_out.csv", ("path", "reason"), pictures.left_out)):
+        with open(os.path.join(folder, name), "w", newline="", encoding="utf-8", errors="backslashreplace") as f:
+            csv.writer(f).writerows([header, *rows])
+
+
+def print_epoch(epoch, folds, active, seconds, settings):
+    """One line: the mean over folds (a stopped one counts with its best epoch), then each fold that trained."""
+    active = [f for f in active if f in folds]
+    kept = [f.history[-1 if f in active else f.best_epoch - 1] for f in folds]
+    mean = {key: np.mean([h[key] for h in kept]) for key in kept[0]}
+
+    def figures(h):
+        return f"{h['train_loss']:.3f} {h['train_accuracy']:.3f} | {h['val_loss']:.3f} {h['val_accuracy']:.3f}"
+    print(f"epoch {epoch}/{settings.num_epochs}, {seconds:.0f} s: mean {figures(mean)}; " + "; ".join(
+        f"{f.name} {figures(f.history[-1])}{'*' if f.best_epoch == epoch else ''}" for f in active))
+    for f in active:
+        if f.stopped():
+            print(f"{f.name} stops early: best validation accuracy {f.best_accuracy:.4f} at epoch {f.best_epoch}")

@@ -15,6 +15,7 @@ from sklearn.utils.class_weight import compute_class_weight
 
 from models.student_model import Prefix, Student, dropout_mask
 from models.teacher_model import Head
+from utils.checkpoint import load_into
 from utils.data_utils import DROPOUT, MIXUP, VIEW, epoch_order, prefetch
 from utils.loss import distillation_loss, feature_loss
 from utils.settings import InputError, Settings
@@ -52,8 +53,8 @@ def pictures_per_part(settings):
     return max(1, round(settings.batch_size / (settings.num_folds - 1)))
 
 
-def build_fold(index, labels, parts, head, settings, load=None, name="fold"):
-    """A student as every fold starts: the same weights from the seed, then `load(student.features)` if given.
+def build_fold(index, labels, parts, head, settings, weights=("random weights", None), name="fold"):
+    """A student as every fold starts: from the same seed, with weights from checkpoint.imagenet_weights.
 
     head: the teacher's, of this fold. The regressor is drawn last, so that a control starts from the same weights.
     """
@@ -61,8 +62,9 @@ def build_fold(index, labels, parts, head, settings, load=None, name="fold"):
     paddle.seed(settings.seed)
     with paddle.utils.unique_name.guard():
         student, regressor = Student(num_classes, settings.freeze_depth), None
-        if load:
-            load(student.features)
+        source, arrays = weights
+        if arrays:
+            load_into(student.features, arrays, source, "features.")
         learning = [p for p in student.parameters() if not p.stop_gradient]
         if settings.feature_weight:
             regressor = paddle.nn.Linear(student.hidden.weight.shape[0], len(head.mean))
