@@ -77,6 +77,7 @@ def plot_confidence(report, path):
     ax.set(ylabel="share of right answers", title="Reliability", xlim=(0, 1), ylim=(0, 1.02))
     ax.legend(loc="lower right", fontsize=9)
     axes["pictures"].set(xlabel="confidence", ylabel="pictures", xlim=(0, 1), yscale="symlog", ylim=(0, None))
+    axes["pictures"].yaxis.set_major_formatter("{x:.0f}")
     points = report["coverage"]
     answered, low, high = ([100 * v for v in column] for column in zip(
         *((p["answered"], *p["accuracy_interval"]) for p in points)))
@@ -94,7 +95,8 @@ def plot_text(text, path):
     """A text with columns as a picture, for VisualDL, whose own texts lose their lines and spaces."""
     lines = text.rstrip().split("\n")
     fig = Figure(figsize=(0.2 + 0.075 * max(map(len, lines)), 0.2 + 0.15 * len(lines)))
-    fig.text(0.01, 0.99, "\n".join(lines), family=["monospace", *matplotlib.rcParams["font.family"]], fontsize=9, va="top")
+    fig.text(0.01, 0.99, "\n".join(lines), fontsize=9, va="top", family=["monospace",
+                                                                         *matplotlib.rcParams["font.family"]])
     fig.savefig(path, dpi=120)
 
 

@@ -201,7 +201,8 @@ def report_text(report):
             "cannot be reached on these pictures" if v is None else
             f"{v['min_confidence']:<26.3f}{v['answered']:6.1%}{v['pictures']:>8}    "
             "{:.1%} ({:.1%} to {:.1%})".format(v["accuracy"], *v["accuracy_interval"])))
-    lines.append("(python inference.py --min_confidence, with one weights file: several together are less sure than one)")
+    lines.append("(python inference.py --min_confidence, with one weights file; several together are right more often\n"
+                 "than they say: benchmarks/ensemble_calibration.py)")
     return "\n".join(lines) + "\n"
 
 

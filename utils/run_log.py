@@ -82,8 +82,8 @@ class RunLog:
                 writer.add_scalar(name, value, 0)
 
     def results(self, report, settings, answers, labels):
-        """The report: its text and plots as pictures, its figures, and of everyone in `answers` a precision-recall and an ROC curve per
-        category. answers: {name: utils.report.Answers}; labels: int [N], of the same rows."""
+        """The report: its text and plots as pictures, its figures, and of everyone in `answers` a precision-recall and
+        an ROC curve per category. answers: {name: utils.report.Answers}; labels: int [N], of the same rows."""
         if not self.LogWriter:
             return
         for name in ("report", "confusion_matrix", "confidence", "curves", "mistakes"):
