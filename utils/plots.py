@@ -83,7 +83,7 @@ def plot_confidence(report, path):
         *((p["answered"], *p["accuracy_interval"]) for p in points)))
     axes["coverage"].plot(answered, [100 * p["accuracy"] for p in points], "o-", ms=4)
     axes["coverage"].fill_between(answered, low, high, alpha=0.15, label="95 % interval")
-    axes["coverage"].set(xlabel="answered, % of the pictures (those with the highest confidence)",
+    axes["coverage"].set(xlabel="answered, % of the pictures, the surest first",
                          ylabel="right, % of the answered", title="Coverage", xlim=(0, 101))
     axes["coverage"].legend(loc="lower left", fontsize=9)
     for ax in axes.values():
