@@ -1,12 +1,13 @@
 """What each ingredient is worth: students that differ in one thing, trained side by side on the same pictures.
 
-    python benchmarks/quality.py --sample                                # to try it: drawn pictures, ten minutes on 2 cores
-    python benchmarks/quality.py --data_dir DIR --image_size 160 --num_epochs 16     # all other options of main.py too
+    python benchmarks/quality.py --sample --num_folds 3 --num_epochs 3 --image_size 32   # to try it: minutes on 2 cores
+    python benchmarks/quality.py --data_dir DIR --image_size 160 --num_epochs 16         # all options of main.py
 
 Every arm is K students, one per fold. Arms that see the same views train in one pass, as controls do, and cost only their
 tails; those that need other views get a pass of their own. Accuracy is out of fold and cross-fitted; each arm is
 compared with the first, picture by picture. A finished pass is kept in --log_dir and not run again by the same command,
-so a killed benchmark goes on with the next pass.
+so a killed benchmark goes on with the next pass. No figures yet: so far it was only tried on the sample set, where three
+epochs teach nothing.
 """
 import dataclasses
 import hashlib

@@ -219,7 +219,7 @@ def test_control_twins_start_alike_see_the_same_batches_and_learn_without_the_te
 
 @pytest.mark.parametrize("off", ["alpha", "feature_weight"])
 def test_each_signal_of_the_teacher_reaches_the_student(settings, off):
-    setattr(settings, off, {"alpha": 1.0, "feature_weight": 0.0}[off])
+    settings.alpha, settings.feature_weight = (1.0, 8.0) if off == "alpha" else (0.5, 0.0)
     left = run(settings, [1])[1]
     assert (left.regressor is None) == (off == "feature_weight")
     none = run(control_settings(settings), [1])[1]
