@@ -1,6 +1,6 @@
 """Train one student per fold from a frozen teacher, and report how good they are on pictures they never saw.
 
-    python main.py --sample                                  # a drawn sample set: no download, two minutes on 2 cores
+    python main.py --sample                                  # a drawn sample set: no download, a few minutes on 2 cores
     python main.py                                           # data/data101031/<category>/*.jpg
     python main.py --data_dir DIR --categories cans glass    # any folder with one sub-folder per category
 
