@@ -22,7 +22,7 @@ from utils.settings import InputError, Settings
 from utils.transforms import eval_view, normalise, train_view
 
 
-@dataclass
+@dataclass(eq=False)  # a fold is itself: comparing arrays and Tensors would make no sense
 class Fold:
     """One student and all that belongs to it alone."""
     index: int
@@ -70,11 +70,11 @@ def build_fold(index, labels, parts, head, settings, weights=("random weights", 
             regressor = paddle.nn.Linear(student.hidden.weight.shape[0], len(head.mean))
             learning += regressor.parameters()
         optimizer = paddle.optimizer.Adam(settings.base_lr, weight_decay=settings.weight_decay, parameters=learning)
-    weights = np.ones(num_classes)
+    balance = np.ones(num_classes)
     if settings.class_weights == "balanced":
-        weights = compute_class_weight("balanced", classes=np.arange(num_classes), y=labels[parts != index])
+        balance = compute_class_weight("balanced", classes=np.arange(num_classes), y=labels[parts != index])
     return Fold(index, f"{name}{index}", settings, student, regressor, Head(*map(paddle.to_tensor, head)), optimizer,
-                paddle.to_tensor(weights.astype("float32")), np.flatnonzero(parts == index))
+                paddle.to_tensor(balance.astype("float32")), np.flatnonzero(parts == index))
 
 
 def control_settings(settings):
