@@ -3,6 +3,7 @@
     python main.py --sample                                  # a drawn sample set: no download, a few minutes on 2 cores
     python main.py                                           # data/data101031/<category>/*.jpg
     python main.py --data_dir DIR --categories cans glass    # any folder with one sub-folder per category
+    python main.py --resume                                  # go on after Ctrl-C, a crash or a power cut
 
 The method, in the order of this file: pictures are cut into K parts, copies of one picture never apart; a frozen
 ResNet50 gets one linear head per fold, fitted outside that fold's part; K MobileNetV2 students learn side by side from
@@ -24,15 +25,20 @@ from utils.checkpoint import imagenet_weights, new_folder, save_weights, set_asi
 from utils.copies import copy_rows, find_copies, group_pictures, read_groups
 from utils.cost import cost
 from utils.data_utils import find_categories, load_pictures, stratified_parts
+from utils.process import Stopped, lock, stops
 from utils.report import all_answers, build_report, write_report
 from utils.run_log import RunLog, print_copies, print_epoch, print_pictures, record_run
 from utils.settings import RANDOM, InputError, parse
+from utils.state import Keeper, end, ended, keep_start, read_start, restore, take_back
 from utils.train_utils import build_fold, control_settings, pictures_per_part, train
 from utils.transforms import MEAN, STD, square_side
 
 
 def main(argv=None):
-    settings, sample = parse(argv, __doc__)
+    settings, sample, resumed = parse(argv, __doc__)
+    if resumed and ended(resumed):
+        return print(f"{resumed} is finished; its report: {os.path.join(resumed, 'report.txt')}")
+    held = lock(settings.save_dir)  # noqa: F841  for as long as this function runs
     device = runtime.choose_device(settings.device)
     threads = settings.threads or runtime.CORES
     print(f"device {device}, {threads} threads; " + ", ".join(f"{k} {v}" for k, v in runtime.versions().items()))
@@ -59,10 +65,10 @@ def main(argv=None):
           + ("; mixup needs two of a part and stays off: raise --batch_size" if b == 1 and settings.mixup_alpha else ""))
 
     # Where this run writes
-    folder = new_folder(settings.log_dir, time.strftime("%Y%m%d-%H%M%S"))
-    run = os.path.basename(folder)
-    os.makedirs(settings.save_dir, exist_ok=True)
-    record_run(folder, settings, pictures, parts, groups, copies)
+    folder = resumed or new_folder(settings.log_dir, time.strftime("%Y%m%d-%H%M%S"))
+    run = os.path.basename(os.path.abspath(folder))
+    if not resumed:
+        record_run(folder, settings, pictures, parts, groups, copies)
     log = RunLog(folder)
     print(f"run {run}, written to {folder}; to watch: visualdl --logdir {settings.log_dir} --port 8040 --language en")
     log.first_pictures(pictures, parts, trained, settings)
@@ -75,30 +81,51 @@ def main(argv=None):
         print("note: networks from random initialisation, good for trying the program, not for good figures")
 
     trunk = load_trunk(*teacher_weights, settings, threads)
-    features = extract_features(trunk, pictures, settings, threads)
-    heads = fit_heads(features, pictures.labels, parts, trained, settings, threads)
-    teacher = teacher_predictions(features[0], heads, parts)
-    del features
+    if resumed:
+        heads, teacher = read_start(folder, pictures, parts, teacher_weights, threads)
+    else:
+        features = extract_features(trunk, pictures, settings, threads)
+        heads = fit_heads(features, pictures.labels, parts, trained, settings, threads)
+        teacher = teacher_predictions(features[0], heads, parts)
+        del features
     check_teacher(teacher, pictures, parts, trained)
 
     # The students learn side by side, all from the same start, and with them, if asked for, their twins without a teacher
     folds = [build_fold(k, pictures.labels, parts, heads[k], settings, student_weights) for k in trained]
     controls = [build_fold(k, pictures.labels, parts, heads[k], control_settings(settings), student_weights, "control")
                 for k in trained if settings.control]
-    moved = set_aside(settings.save_dir)
-    if moved:
-        print(f"weights of an earlier run moved to {moved}")
+    keeper, start = Keeper(folder, folds + controls, settings.save_minutes), (0, 0)
+    if resumed:
+        start = restore(folder, folds + controls)
+        take_back(settings.save_dir, run, folds, lambda f: weights_path(settings, f))
+        log.repeat(folds + controls)
+        print(f"goes on in epoch {start[0] + 1}, after {start[1]} steps of it")
+    else:
+        moved = set_aside(settings.save_dir)
+        if moved:
+            print(f"weights of an earlier run moved to {moved}")
+        keep_start(folder, pictures, parts, heads, teacher, teacher_weights, threads)
+        keeper.save(*start)
 
     def on_epoch(epoch, active, seconds):
         for f in active:
+            if f.failed:
+                continue
             log.scores(f.name, f.history[-1])
             if f.best_epoch == epoch and f in folds:
                 save_weights(weights_path(settings, f), f.student, describe(f, run, settings, pictures))
         print_epoch(epoch, folds, active, seconds, settings)
         if controls:
             print_epoch(epoch, controls, active, seconds, settings)
+        keeper.after_epoch(epoch)
     print("each epoch: loss and accuracy in training | in validation; * a new peak, its weights are saved")
-    train(folds + controls, pictures, parts, trunk, settings, threads, on_epoch)
+    with keeper:
+        train(folds + controls, pictures, parts, trunk, settings, threads, on_epoch, keeper.after_step, start)
+    failed = [f"{f.name} stopped at {f.failed}" for f in folds + controls if f.failed]
+    whole = [i for i in range(len(folds)) if all(group[i].history for group in (folds, controls) if group)]
+    if not whole:
+        raise InputError("; ".join(failed))
+    folds, controls = ([group[i] for i in whole if group] for group in (folds, controls))
 
     # The report: every picture once, by the student that never saw it
     whole_teacher = paddle.nn.Sequential(Trunk(), paddle.nn.Linear(*heads[trained[0]].weight.shape))
@@ -112,8 +139,12 @@ def main(argv=None):
     log.results(report, settings.to_json(), all_answers(folds, controls, teacher, pictures.labels),
                 pictures.labels[np.concatenate([f.pictures for f in folds])])
     log.close()
+    end(folder)
+    stops.advice = "the run is finished"
     print(f"report, plots, scalars and out_of_fold.csv: {folder}\nweights, one file per fold: {settings.save_dir}\n"
           f"to use them: python inference.py --model_path {weights_path(settings, folds[0])} --image_path PICTURE")
+    if failed:
+        raise InputError("; ".join(failed))
 
 
 def check_teacher(teacher, pictures, parts, trained):
@@ -150,10 +181,13 @@ if __name__ == "__main__":
     for stream in (sys.stdout, sys.stderr):
         # file names that the terminal cannot show; lines at once, also into a file
         stream.reconfigure(errors="backslashreplace", line_buffering=True)
+    stops.listen()
     try:
         main()
-    except (InputError, OSError) as error:
-        sys.exit(f"error: {error}")
-    except KeyboardInterrupt:
-        print("stopped; the best weights so far are kept", file=sys.stderr)
-        sys.exit(130)
+    except (InputError, OSError, MemoryError) as error:
+        if isinstance(error, MemoryError):
+            error = "out of memory; lower --batch_size or --image_size in a new run, or close other programs"
+        sys.exit(f"error: {error}; {stops.advice}")
+    except Stopped as stopped:
+        print(f"stopped; {stops.advice}", file=sys.stderr)
+        sys.exit(128 + stopped.args[0])

@@ -92,26 +92,31 @@ def imagenet_weights(option, value):
     return path, read_arrays(path)
 
 
-def _replace(path, write):
-    """Write a file through a temporary one in the same folder, so that `path` is always whole."""
+def write_whole(path, write):
+    """Write a file through a temporary one in the same folder, so that `path` is always whole: before, or after."""
     unfinished = f"{path}.tmp"
-    with open(unfinished, "wb") as f:
-        write(f)
-        f.flush()
-        os.fsync(f.fileno())
-    os.replace(unfinished, path)
+    try:
+        with open(unfinished, "wb") as f:
+            write(f)
+            f.flush()
+            os.fsync(f.fileno())
+        os.replace(unfinished, path)
+    except OSError:
+        if os.path.exists(unfinished):
+            os.remove(unfinished)  # a full disk needs the room
+        raise
 
 
 def save_weights(path, layer, about):
     """Write a layer's weights to `path` and the dict `about` as JSON beside it."""
     arrays = {k: v.numpy() for k, v in layer.state_dict().items()}
-    _replace(path, lambda f: pickle.dump(arrays, f, protocol=4))
+    write_whole(path, lambda f: pickle.dump(arrays, f, protocol=4))
     _write_about(path, about)
 
 
 def _write_about(path, about):
     text = json.dumps(about, indent=2, ensure_ascii=False)
-    _replace(about_path(path), lambda f: f.write(text.encode("utf-8", "backslashreplace")))
+    write_whole(about_path(path), lambda f: f.write(text.encode("utf-8", "backslashreplace")))
 
 
 def update_about(path, **changes):

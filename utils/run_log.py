@@ -3,6 +3,7 @@
     visualdl --logdir logs --port 8040 --language en        # then open http://localhost:8040
 """
 import csv
+import glob
 import json
 import os
 import time
@@ -40,6 +41,8 @@ class RunLog:
 
     def writer(self, name):
         if name not in self.writers:
+            for old in glob.glob(os.path.join(glob.escape(self.folder), name, "vdlrecords.*")):
+                os.remove(old)  # of this run before it was resumed; all that it held is written again
             self.writers[name] = self.LogWriter(os.path.join(self.folder, name))
         return self.writers[name]
 
@@ -51,6 +54,13 @@ class RunLog:
             for name in COLUMNS[2:]:
                 tag = name.replace("_", "/", 1) if name != "learning_rate" else name
                 self.writer(fold).add_scalar(tag, scores[name], scores["epoch"])
+
+    def repeat(self, folds):
+        """The scores of all epochs of a resumed run so far, in the order in which they came."""
+        for epoch in range(max(len(f.history) for f in folds)):
+            for f in folds:
+                if epoch < len(f.history):
+                    self.scores(f.name, f.history[epoch])
 
     def image(self, tag, picture, step=0):
         """picture: uint8 RGB [H, W, 3]"""
@@ -167,6 +177,13 @@ def record_run(folder, settings, pictures, parts, groups, copies):
 def print_epoch(epoch, folds, active, seconds, settings):
     """One line: the mean over folds (a stopped one counts with its best epoch), then each fold that trained."""
     active = [f for f in active if f in folds]
+    for f in active:
+        if f.failed:
+            print(f"{f.name} stops at {f.failed}")
+    folds = [f for f in folds if f.history]
+    active = [f for f in active if not f.failed]
+    if not folds:
+        return
     kept = [f.history[-1 if f in active else f.best_epoch - 1] for f in folds]
     mean = {key: np.mean([h[key] for h in kept]) for key in kept[0]}
 

@@ -7,40 +7,44 @@ from it; nothing else holds a default.
 """
 import argparse
 import dataclasses
+import glob
 import json
 import math
+import os
 from dataclasses import dataclass, field
 
 DOWNLOAD, RANDOM = "paddle", "random"
+NEWEST = "the newest"  # of --resume without a folder
 
 
 class InputError(Exception):
     """Something the user gave cannot be used. `main` prints it as one line, without a traceback."""
 
 
-def setting(default, help, low=-math.inf, high=math.inf, choices=None):
-    return field(default=default, metadata=dict(help=help, low=low, high=high, choices=choices))
+def setting(default, help, low=-math.inf, high=math.inf, choices=None, free=False):
+    """free: a resumed run may change it, since the result stays the same."""
+    return field(default=default, metadata=dict(help=help, low=low, high=high, choices=choices, free=free))
 
 
 @dataclass
 class Settings:
     # pictures
-    data_dir: str = setting("data/data101031", "folder with one sub-folder of pictures per category")
+    data_dir: str = setting("data/data101031", "folder with one sub-folder of pictures per category", free=True)
     categories: tuple[str, ...] = setting((), "use these sub-folders, in this order (default: all, by name)")
     image_size: int = setting(224, "side of the picture that the networks see, pixels", 32, 1024)
-    cache_dir: str = setting("data/cache", "where decoded pictures are kept for later runs")
+    cache_dir: str = setting("data/cache", "where decoded pictures are kept for later runs", free=True)
     cache_gb: float = setting(16.0, "largest size of cache_dir, all data sets together, GB; the oldest make "
-                              "room, and pictures beyond it are decoded again in each epoch", 0)
+                              "room, and pictures beyond it are decoded again in each epoch", 0, free=True)
     # folds
     num_folds: int = setting(5, "number of parts that the pictures are cut into", 2, 100)
     folds: tuple[int, ...] = setting((), "train these folds only, such as 0 2 (default: all)", 0)
     groups: str = setting("", "CSV file with columns path,group: pictures of one group, such as one object "
-                          "photographed often, stay in one part")
+                          "photographed often, stay in one part", free=True)
     seed: int = setting(42, "decides parts, order, views, mixup, dropout and initial weights", 0, 2**31 - 1)
     # networks
     teacher_weights: str = setting(DOWNLOAD, "ResNet50 .pdparams file; 'paddle' downloads ImageNet weights, "
-                                   "'random' trains nothing and needs nothing (for trying out)")
-    student_weights: str = setting(DOWNLOAD, "MobileNetV2 .pdparams file, 'paddle' or 'random', likewise")
+                                   "'random' trains nothing and needs nothing (for trying out)", free=True)
+    student_weights: str = setting(DOWNLOAD, "MobileNetV2 .pdparams file, 'paddle' or 'random', likewise", free=True)
     freeze_depth: int = setting(14, "frozen blocks of the student, of 19; 0 trains all of it", 0, 19)
     dropout: float = setting(0.5, "share of the student's hidden units dropped in training", 0, 0.95)
     head_views: int = setting(2, "augmented views per picture, beside the plain one, that the teacher's "
@@ -75,10 +79,12 @@ class Settings:
     # machine and places
     device: str = setting("auto", "where the networks run; 'auto' takes a GPU if there is one",
                           choices=("auto", "cpu", "gpu"))
-    threads: int = setting(0, "processor cores to use; 0 uses all", 0, 4096)
+    threads: int = setting(0, "processor cores to use; 0 uses all", 0, 4096, free=True)
     log_dir: str = setting("logs", "one sub-folder per run: report, plots, scalars, VisualDL")
     save_dir: str = setting("models_saved", "best weights of each fold")
-    show: bool = setting(False, "open windows for pictures (they are saved as files in any case)")
+    save_minutes: float = setting(10.0, "longest time between two saves of what --resume needs, minutes; an epoch that "
+                                  "ends is saved too, at most once a minute", 0, free=True)
+    show: bool = setting(False, "open windows for pictures (they are saved as files in any case)", free=True)
 
     def check(self):
         """Raise InputError, naming the setting, for a value out of range."""
@@ -119,11 +125,17 @@ def element_type(f):
 
 
 def parse(argv=None, description=None):
-    """Settings from a command line (default: the program's own); unknown options are refused."""
+    """Settings from a command line (default: the program's own); unknown options are refused.
+
+    Returns (settings, whether it is the sample set, None or the value of --resume).
+    """
     parser = argparse.ArgumentParser(description=description, allow_abbrev=False,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sample", action="store_true",
                         help="draw a small set of pictures and train on it: no download, minutes on a laptop")
+    parser.add_argument("--resume", nargs="?", const=NEWEST, metavar="FOLDER",
+                        help="go on with a run that was stopped, such as logs/20260101-120000 (default: the newest), "
+                             "with its own settings")
     for f in dataclasses.fields(Settings):
         if f.name in GROUPS:
             group = parser.add_argument_group(GROUPS[f.name])
@@ -140,8 +152,49 @@ def parse(argv=None, description=None):
         group.add_argument(f"--{f.name}", **options)
     given = {k: tuple(v) if isinstance(v, list) else v
              for k, v in vars(parser.parse_args(argv)).items() if v is not None}
-    sample = given.pop("sample")
-    return Settings(**{**(SAMPLE if sample else {}), **given}).check(), sample
+    sample, folder = given.pop("sample"), given.pop("resume", None)
+    if sample:
+        given = {**SAMPLE, **given}
+    if folder == NEWEST:
+        folder = newest_run(given.get("log_dir", Settings.log_dir))
+    if folder:
+        given = {**recorded(folder, given), "log_dir": os.path.dirname(os.path.normpath(folder))}
+    return Settings(**given).check(), sample, folder
+
+
+def newest_run(log_dir):
+    """The newest run in log_dir that can go on, else the newest that has ended. Raises InputError if there is none."""
+    for mark in ("state-*.npz", "report.json"):
+        found = glob.glob(os.path.join(glob.escape(log_dir), "*", mark))
+        if found:
+            return os.path.dirname(max(found, key=os.path.getmtime))
+    raise InputError(f"nothing to resume in {log_dir}: no run there has saved its state; name another folder with "
+                     "--log_dir, or start a run without --resume")
+
+
+def recorded(folder, given):
+    """The settings of the run in `folder`, with those `given` now that do not change its result.
+
+    Raises InputError for one that would, and where there is no such run.
+    """
+    path = os.path.join(folder, "settings.json")
+    try:
+        with open(path, encoding="utf-8") as f:
+            known = json.load(f)
+        fields = {f.name: f for f in dataclasses.fields(Settings)}
+        before = {name: tuple(known[name]) if isinstance(f.default, tuple) else known[name]
+                  for name, f in fields.items()}
+    except (OSError, ValueError, KeyError, TypeError) as e:
+        raise InputError(f"--resume {folder}: not a run of this program, {path} says nothing ({e})") from e
+    for name, value in given.items():
+        if not fields[name].metadata["free"] and name != "log_dir" and value != before[name]:
+            raise InputError(f"--{name} {_shown(value)}: the run {folder} began with {_shown(before[name])}, and another "
+                             "value would change its result; leave the option out, or start a new run")
+    return {**before, **{name: value for name, value in given.items() if fields[name].metadata["free"]}}
+
+
+def _shown(value):
+    return " ".join(map(str, value)) or "none" if isinstance(value, tuple) else value
 
 
 def table():

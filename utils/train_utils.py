@@ -4,6 +4,7 @@ The frozen networks see every picture once for all folds; each fold then takes a
 5 folds: see the README for pictures per second.
 """
 import dataclasses
+import functools
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -18,7 +19,7 @@ from models.teacher_model import Head
 from utils.checkpoint import load_into
 from utils.data_utils import DROPOUT, MIXUP, VIEW, epoch_order, prefetch
 from utils.loss import distillation_loss, feature_loss
-from utils.settings import InputError, Settings
+from utils.settings import Settings
 from utils.transforms import eval_view, normalise, train_view
 
 
@@ -38,14 +39,15 @@ class Fold:
     best_epoch: int = 0
     probabilities: list = field(default_factory=list)  # per epoch: validation, float32 [len(pictures), C]
     history: list = field(default_factory=list)  # one dict of scores per epoch
-    sums: paddle.Tensor = None    # running in this epoch
+    sums: paddle.Tensor = None    # running in this epoch: loss, right answers, pictures, steps before a loss not finite
+    failed: str = ""              # why it cannot go on
 
     @property
     def best_probabilities(self):
         return self.probabilities[self.best_epoch - 1]
 
     def stopped(self):
-        return len(self.history) - self.best_epoch >= self.settings.patience
+        return bool(self.failed) or len(self.history) - self.best_epoch >= self.settings.patience
 
 
 def pictures_per_part(settings):
@@ -111,8 +113,11 @@ def fold_pool(threads):
     return ThreadPoolExecutor(threads if paddle.get_device() == "cpu" else 1)
 
 
-def evaluate(folds, prefix, pictures, settings, threads):
-    """Class probabilities of every fold's student on its own part: list of float32 [N_k, C], rows as fold.pictures."""
+def evaluate(folds, prefix, pictures, settings, threads, on_batch=None):
+    """Class probabilities of every fold's student on its own part: list of float32 [N_k, C], rows as fold.pictures.
+
+    After each batch on_batch() is called.
+    """
     validation = {f.index: f.pictures for f in folds}  # a control is judged on the same pictures as its twin
     size = max(1, 64 // len(validation))
     jobs = [{k: rows[i:i + size] for k, rows in validation.items() if i < len(rows)}
@@ -135,16 +140,19 @@ def evaluate(folds, prefix, pictures, settings, threads):
             judged = [i for i, f in enumerate(folds) if f.index in maps]
             for i, p in zip(judged, pool.map(lambda i: predict(folds[i], maps[folds[i].index]), judged)):
                 outputs[i].append(p)
+            if on_batch:
+                on_batch()
     return [np.concatenate(o) for o in outputs]
 
 
-def train(folds, pictures, parts, trunk, settings, threads, on_epoch=None):
+def train(folds, pictures, parts, trunk, settings, threads, on_epoch=None, on_step=None, start=(0, 0)):
     """Train all folds side by side until each has stopped or `num_epochs` are over.
 
     folds: students of any folds, and their controls, all on the same pictures; trunk: compiled teacher trunk, x ->
     features [B, D]. `settings` decide the stream of pictures, fold.settings what the fold makes of it. After each
     epoch, on_epoch(epoch, active, seconds) is called with the folds that trained; those whose `best_epoch` is this
-    epoch have reached a new peak.
+    epoch have reached a new peak. on_step(epoch, step) is called when `step` steps of an epoch (from 0) are done, and
+    may raise to end the training there; start: such a point, at which the folds are.
     """
     s, labels = settings, pictures.labels
     num_parts, per_part = s.num_folds, pictures_per_part(s)
@@ -153,7 +161,11 @@ def train(folds, pictures, parts, trunk, settings, threads, on_epoch=None):
               if s.freeze_depth else paddle.to_tensor)
     pool = fold_pool(threads)
 
-    for epoch in range(s.num_epochs):
+    def rate_at(epoch, step):
+        return learning_rate(epoch * steps + step, s.num_epochs * steps, s.warmup_epochs * steps, s.base_lr)
+
+    for epoch in range(start[0], s.num_epochs):
+        done = start[1] if epoch == start[0] else 0
         active = [f for f in folds if not f.stopped()]
         if not active:
             break
@@ -164,7 +176,8 @@ def train(folds, pictures, parts, trunk, settings, threads, on_epoch=None):
         part_of = np.repeat(needed, per_part)
         for f in active:
             f.student.train()
-            f.sums = paddle.zeros([3])  # of loss, right answers, pictures; on the device: no waiting inside the epoch
+            if not done:
+                f.sums = paddle.zeros([4])  # on the device: no waiting inside the epoch
 
         def make(step):
             """One batch as every network will see it: pictures [P * b, 3, S, S], partner of each, lam."""
@@ -175,8 +188,9 @@ def train(folds, pictures, parts, trunk, settings, threads, on_epoch=None):
             return x, *mixup(x, needed, num_parts, s.mixup_alpha, np.random.default_rng([s.seed, MIXUP, epoch, step]))
 
         with runtime.progress(None, f"epoch {epoch + 1}/{s.num_epochs}", steps * len(part_of), "picture") as bar:
-            for step, (x, partner, lam) in enumerate(prefetch(make, range(steps), threads)):
-                rate = learning_rate(epoch * steps + step, s.num_epochs * steps, s.warmup_epochs * steps, s.base_lr)
+            bar.update(done * len(part_of))
+            for step, (x, partner, lam) in enumerate(prefetch(make, range(done, steps), threads), done):
+                rate = rate_at(epoch, step)
                 features, maps = trunk(x), prefix(x)  # once for all folds, on the very same pictures
                 labels_a, labels_b = labels[order[step]], labels[order[step][partner]]
 
@@ -200,19 +214,27 @@ def train(folds, pictures, parts, trunk, settings, threads, on_epoch=None):
                     with paddle.no_grad():
                         guess = logits.argmax(1)
                         right = lam * (guess == a).sum() + (1 - lam) * (guess == b).sum()
+                        healthy = paddle.isfinite(loss) & (f.sums[3] == step)
                         f.sums += paddle.stack([loss * len(rows), right.astype("float32"),
-                                                paddle.full([], len(rows), "float32")])
+                                                paddle.full([], len(rows), "float32"), healthy.astype("float32")])
                 list(pool.map(step_of, active))
                 bar.update(len(part_of))
+                if on_step:
+                    on_step(epoch, step + 1)
 
-        for f, p in zip(active, evaluate(active, prefix, pictures, s, threads)):
-            loss, right, seen = f.sums.numpy().astype("float64")
-            if not np.isfinite(loss) or not np.isfinite(p).all():
-                raise InputError(f"{f.name}, epoch {epoch + 1}: the loss is no longer a finite number; "
-                                 "lower --base_lr")
+        on_batch = on_step and functools.partial(on_step, epoch, steps)
+        for f, p in zip(active, evaluate(active, prefix, pictures, s, threads, on_batch)):
+            loss, right, seen, healthy = f.sums.numpy().astype("float64")
+            if healthy < steps or not np.isfinite(p).all():
+                step = int(min(healthy, steps - 1))
+                batch = order[step][part_of != f.index]
+                f.failed = (f"epoch {epoch + 1}, step {step + 1} of {steps}: the loss or a weight is no longer a finite "
+                            f"number (learning rate {rate_at(epoch, step):.3g}; pictures "
+                            f"{', '.join(pictures.paths[i] for i in batch)}); lower --base_lr")
+                continue
             of_truth = p[np.arange(len(p)), labels[f.pictures]]
             accuracy = float((p.argmax(1) == labels[f.pictures]).mean())
-            f.history.append(dict(epoch=epoch + 1, learning_rate=rate, train_loss=loss / seen,
+            f.history.append(dict(epoch=epoch + 1, learning_rate=rate_at(epoch, steps - 1), train_loss=loss / seen,
                                   train_accuracy=right / seen, val_loss=float(-np.log(of_truth + 1e-12).mean()),
                                   val_accuracy=accuracy))
             f.probabilities.append(p)

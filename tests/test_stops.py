@@ -1,0 +1,164 @@
+"""Real runs that are stopped, killed, short of disk or of memory, or in each other's way."""
+import glob
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from conftest import ROOT, run_program
+from test_program import SHORT
+
+WINDOWS = os.name == "nt"
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """(folder of everything, the command line of a short run, the run's folder) of a run that was not stopped."""
+    where = tmp_path_factory.mktemp("stops")
+    args = ["main.py", "--sample", *SHORT, "--folds", "0", "2", "--data_dir", str(where / "sample"), "--cache_dir",
+            str(where / "cache")]
+    done = run_program(*args, *places(where, "whole"))
+    assert done.returncode == 0, done.stderr
+    return where, args, glob.glob(str(where / "whole" / "logs" / "*"))[0]
+
+
+def places(where, name):
+    return ["--log_dir", str(where / name / "logs"), "--save_dir", str(where / name / "saved")]
+
+
+def started(args, until, **more):
+    """Start a run; return the process when it has printed `until`, and its output so far."""
+    process = subprocess.Popen([sys.executable, *args], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+                               encoding="utf-8", env={**os.environ, "PYTHONUTF8": "1"}, **more)
+    printed = []
+    for line in process.stdout:
+        printed.append(line)
+        if until in line:
+            return process, printed
+    raise AssertionError("".join(printed))
+
+
+def content(path):
+    with open(path, "rb") as f:
+        return f.read()
+
+
+def assert_same_end(where, name, whole_run):
+    (run,) = glob.glob(str(where / name / "logs" / "*"))
+    for file in ("out_of_fold.csv", "scalars.csv", "mistakes.csv", "folds.csv"):
+        assert content(os.path.join(run, file)) == content(os.path.join(whole_run, file)), file
+    reports = [json.loads(content(os.path.join(r, "report.json"))) for r in (run, whole_run)]
+    for r in reports:
+        r["settings"] = r["run"] = None  # places, and the hour
+        for network in r["networks"].values():
+            network["ms_alone"] = network["ms_in_batch_of_16"] = None
+    assert reports[0] == reports[1]
+    for k in (0, 2):
+        file = f"best_model_fold{k}.pdparams"
+        assert content(where / name / "saved" / file) == content(where / "whole" / "saved" / file)
+    assert not glob.glob(os.path.join(run, "*.npz*")) and not glob.glob(str(where / name / "saved" / "*.tmp"))
+
+
+@pytest.mark.skipif(WINDOWS, reason="signals of Unix")
+def test_ctrl_c_and_sigterm_save_and_say_how_to_go_on(whole):
+    where, args, whole_run = whole
+    process, printed = started([*args, *places(where, "stopped")], "each epoch")
+    process.send_signal(signal.SIGINT)
+    printed += process.stdout.readlines()
+    assert process.wait() == 130
+    (run,) = glob.glob(str(where / "stopped" / "logs" / "*"))
+    command = f"python main.py --resume {run}"
+    assert printed[-1] == f"stopped; to go on: {command}\n"
+    process, printed = started([*command.split()[1:], "--save_minutes", "0"], "epoch 1/3")
+    assert "goes on in epoch 1, after " in "".join(printed)
+    time.sleep(1)
+    process.terminate()
+    printed = process.stdout.readlines()
+    assert process.wait() == 143 and printed[-1] == f"stopped; to go on: {command}\n"
+    # Meanwhile another run takes the folder of the weights
+    done = run_program(*args, "--log_dir", str(where / "other"), "--save_dir", str(where / "stopped" / "saved"))
+    assert done.returncode == 0, done.stderr
+    done = run_program("main.py", "--resume", run)
+    assert done.returncode == 0, done.stderr
+    assert "weights of another run moved to" in done.stdout
+    assert_same_end(where, "stopped", whole_run)
+    again = run_program("main.py", "--resume", "--log_dir", str(where / "stopped" / "logs"))
+    assert again.returncode == 0 and again.stdout.startswith(f"{run} is finished; its report: ")
+    assert len(again.stdout.splitlines()) == 1 and again.stderr == ""
+
+
+@pytest.mark.skipif(WINDOWS, reason="signals of Unix")
+def test_before_the_first_save_there_is_nothing_to_go_on_with(whole):
+    where, args, _ = whole
+    process, printed = started([*args, *places(where, "early")], "fold 0:")
+    process.send_signal(signal.SIGINT)
+    printed += process.stdout.readlines()
+    assert process.wait() == 130 and printed[-1] == "stopped; nothing is saved yet\n"
+    done = run_program("main.py", "--resume", "--log_dir", str(where / "early" / "logs"))
+    assert done.returncode == 1 and "nothing to resume" in done.stderr
+
+
+def test_killed_twice_it_ends_the_same_and_a_second_run_is_refused_meanwhile(whole):
+    where, args, whole_run = whole
+    process, _ = started([*args, *places(where, "killed"), "--save_minutes", "0"], "epoch 1/3")
+    second = run_program(*args, *places(where, "killed"))
+    assert second.returncode == 1 and f"is in use by process {process.pid} on " in second.stderr, second.stderr
+    assert "Traceback" not in second.stderr and second.stderr.count("\n") == 1
+    process.kill()
+    process.wait()
+    process, _ = started(["main.py", "--resume", "--log_dir", str(where / "killed" / "logs"), "--save_minutes", "0"],
+                         "each epoch")
+    time.sleep(0.5)
+    process.kill()
+    process.wait()
+    done = run_program("main.py", "--resume", "--log_dir", str(where / "killed" / "logs"))
+    assert done.returncode == 0, done.stderr
+    assert_same_end(where, "killed", whole_run)
+
+
+@pytest.mark.skipif(WINDOWS, reason="needs a small tmpfs")
+def test_a_full_disk_ends_the_run_with_one_line_and_what_was_there_stays(whole, tmp_path):
+    where, args, _ = whole
+    small = tmp_path / "small"
+    small.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=420m", "none", str(small)], capture_output=True).returncode:
+        pytest.skip("no right to mount a tmpfs")
+    try:
+        (small / "logs").mkdir()
+        (small / "mine").write_text("mine")
+        process, printed = started([*args, "--log_dir", str(small / "logs"), "--save_dir", str(tmp_path / "saved"),
+                                    "--save_minutes", "0"], "epoch 1/3")
+        with open(small / "fill", "wb") as f:  # somebody else fills the disk meanwhile
+            try:
+                while True:
+                    f.write(bytes(2**16))
+            except OSError:
+                pass
+        printed += process.stdout.readlines()
+        assert process.wait() == 1
+        assert "error: " in printed[-1] and "No space left on device" in printed[-1]
+        assert "to go on: python main.py --resume" in printed[-1] and "Traceback" not in "".join(printed)
+        (small / "fill").unlink()
+        assert (small / "mine").read_text() == "mine"
+        done = run_program("main.py", "--resume", "--log_dir", str(small / "logs"))
+        assert done.returncode == 0, done.stderr
+        for k in (0, 2):
+            file = f"best_model_fold{k}.pdparams"
+            assert content(tmp_path / "saved" / file) == content(where / "whole" / "saved" / file)
+    finally:
+        subprocess.run(["umount", "-l", str(small)], check=True)
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs a limit of memory")
+def test_memory_that_runs_out_names_the_setting_to_lower(whole):
+    where, args, _ = whole
+    import resource
+    limit = 6 * 2**30
+    done = subprocess.run([sys.executable, *args, *places(where, "memory"), "--batch_size", "20000"], cwd=ROOT,
+                          capture_output=True, encoding="utf-8", timeout=400,
+                          preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_AS, (limit, limit)))
+    assert done.returncode == 1 and "out of memory; lower --batch_size or --image_size" in done.stderr, done.stderr
+    assert "Traceback" not in done.stderr

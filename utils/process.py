@@ -1,0 +1,63 @@
+"""The process of a run: how Ctrl-C ends it, and the lock that keeps a second run out of its folder."""
+import json
+import os
+import signal
+import socket
+import time
+
+import filelock
+
+from utils.checkpoint import write_whole
+from utils.settings import InputError
+
+
+class Stopped(BaseException):
+    """Ctrl-C or SIGTERM ended the run; args[0] is the number of the signal."""
+
+
+class Stops:
+    """Ctrl-C and SIGTERM: the first ends the run, in training at the end of the step, else at once; a second kills.
+
+    Windows knows Ctrl-C alone: it ends processes in other ways without asking.
+    """
+
+    def __init__(self):
+        self.asked, self.training = None, False
+        self.advice = "nothing is saved yet"  # how to go on
+
+    def listen(self):
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, self._heard)
+
+    def _heard(self, number, _):
+        for each in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(each, signal.SIG_DFL)
+        self.asked = number
+        if not self.training:
+            raise Stopped(number)
+        os.write(2, b"\nstops after this step; once more to stop at once\n")  # print may be in the middle of a line
+
+
+stops = Stops()
+
+
+def lock(save_dir):
+    """Refuse a second run into save_dir for as long as this process lives; the system frees the lock of a killed one.
+
+    Keep what is returned. Raises InputError that names the process.
+    """
+    os.makedirs(save_dir, exist_ok=True)
+    held = filelock.FileLock(os.path.join(save_dir, ".lock"))
+    holder = os.path.join(save_dir, ".running.json")
+    try:
+        held.acquire(timeout=0)
+    except filelock.Timeout:
+        try:
+            with open(holder, encoding="utf-8") as f:
+                who = "process {pid} on {host}, since {since}".format(**json.load(f))
+        except (OSError, ValueError, KeyError):
+            who = "another process"
+        raise InputError(f"{save_dir} is in use by {who}; wait for it, or choose another folder with --save_dir") from None
+    about = dict(pid=os.getpid(), host=socket.gethostname(), since=time.strftime("%Y-%m-%d %H:%M:%S"))
+    write_whole(holder, lambda f: f.write(json.dumps(about).encode()))
+    return held
