@@ -2,6 +2,7 @@
 import dataclasses
 import os
 import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import paddle
@@ -10,9 +11,10 @@ from test_training import TinyTrunk, weights_of
 
 from models.teacher_model import fit_heads
 from utils import runtime
+from utils.checkpoint import read_about, save_weights, set_aside
 from utils.data_utils import load_pictures, stratified_parts
 from utils.settings import InputError, parse
-from utils.state import Keeper, end, ended, keep_start, read_start, restore
+from utils.state import Keeper, end, ended, keep_start, read_start, restore, take_back
 from utils.train_utils import build_fold, control_settings, train
 
 
@@ -191,6 +193,32 @@ def test_settings_of_a_resumed_run(tmp_path):
     assert ended(str(where)) and sorted(os.listdir(where)) == ["copies.csv", "folds.csv", "left_out.csv", "report.json",
                                                               "settings.json"]
     assert parse(["--resume", "--log_dir", str(tmp_path)])[2] == str(where)  # it will say that it has ended
+
+
+def test_weights_that_another_run_has_set_aside_come_back(tmp_path):
+    saved = str(tmp_path / "models_saved")
+    folds = [SimpleNamespace(index=k, best_epoch=k) for k in range(3)]  # fold 0 has no best epoch yet
+
+    def path_of(fold):
+        return os.path.join(saved, f"best_model_fold{fold.index}.pdparams")
+
+    def write(run):
+        set_aside(saved)
+        for f in folds:
+            save_weights(path_of(f), paddle.nn.Linear(1, 1), {"categories": ["a", "b"], "image_size": 32,
+                                                              "freeze_depth": 0, "run": run})
+    write("mine")
+    take_back(saved, "mine", folds, path_of)
+    write("theirs")
+    take_back(saved, "mine", folds, path_of)
+    assert read_about(path_of(folds[2]))["run"] == "mine"
+    assert read_about(os.path.join(saved, "theirs", "best_model_fold2.pdparams"))["run"] == "theirs"
+    os.remove(path_of(folds[1]))
+    with pytest.raises(InputError, match="best_model_fold1.pdparams of run mine is gone"):
+        take_back(saved, "mine", folds, path_of)
+    os.rename(path_of(folds[0]), path_of(folds[1]))
+    with pytest.raises(InputError, match="best_model_fold1.pdparams of run mine is gone"):
+        take_back(saved, "mine", folds, path_of)
 
 
 def test_a_run_that_the_disk_cannot_hold_is_refused_before_it_trains(settings, tmp_path, monkeypatch):

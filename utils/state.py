@@ -219,7 +219,7 @@ def take_back(save_dir, run, folds, path_of):
 
     def ours(path):
         try:
-            return read_about(path)["run"] == run
+            return read_about(path)["run"] == run and os.path.exists(path)
         except (InputError, KeyError):
             return False
     missing = [f for f in folds if f.best_epoch and not ours(path_of(f))]
