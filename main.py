@@ -140,7 +140,7 @@ def main(argv=None):
                 pictures.labels[np.concatenate([f.pictures for f in folds])])
     log.close()
     end(folder)
-    stops.advice = "the run is finished"
+    stops.advice = ""
     print(f"report, plots, scalars and out_of_fold.csv: {folder}\nweights, one file per fold: {settings.save_dir}\n"
           f"to use them: python inference.py --model_path {weights_path(settings, folds[0])} --image_path PICTURE")
     if failed:
@@ -187,7 +187,7 @@ if __name__ == "__main__":
     except (InputError, OSError, MemoryError) as error:
         if isinstance(error, MemoryError):
             error = "out of memory; lower --batch_size or --image_size in a new run, or close other programs"
-        sys.exit(f"error: {error}; {stops.advice}")
+        sys.exit(f"error: {error}" + (f"; {stops.advice}" if stops.advice else ""))
     except Stopped as stopped:
-        print(f"stopped; {stops.advice}", file=sys.stderr)
+        print(f"stopped; {stops.advice or 'nothing is saved yet'}", file=sys.stderr)
         sys.exit(128 + stopped.args[0])

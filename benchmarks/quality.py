@@ -50,7 +50,7 @@ def passes(settings):
 
 
 def main():
-    settings, sample = parse(description=__doc__)
+    settings, sample, _ = parse(description=__doc__)
     runtime.choose_device(settings.device)
     threads = settings.threads or runtime.CORES
     if sample:

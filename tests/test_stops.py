@@ -136,11 +136,12 @@ def test_a_full_disk_ends_the_run_with_one_line_and_what_was_there_stays(whole, 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs a limit of memory")
 def test_memory_that_runs_out_names_the_setting_to_lower(whole):
-    where, args, _ = whole
     import resource
-    limit = 6 * 2**30
-    done = subprocess.run([sys.executable, *args, *places(where, "memory"), "--batch_size", "6000"], cwd=ROOT,
-                          capture_output=True, encoding="utf-8", timeout=400,
-                          preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_AS, (limit, limit)))
-    assert done.returncode == 1 and "out of memory; lower --batch_size or --image_size" in done.stderr, done.stderr
-    assert "Traceback" not in done.stderr
+    where, args, _ = whole
+    process, printed = started([*args, *places(where, "memory"), "--batch_size", "400"], "each epoch")
+    with open(f"/proc/{process.pid}/statm", encoding="ascii") as f:
+        limit = int(f.read().split()[0]) * resource.getpagesize() + 2**27  # little more than it has
+    resource.prlimit(process.pid, resource.RLIMIT_AS, (limit, limit))
+    printed += process.stdout.readlines()
+    assert process.wait() == 1 and "error: out of memory; lower --batch_size" in printed[-1], "".join(printed)
+    assert "Traceback" not in "".join(printed)

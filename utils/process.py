@@ -23,7 +23,7 @@ class Stops:
 
     def __init__(self):
         self.asked, self.training = None, False
-        self.advice = "nothing is saved yet"  # how to go on
+        self.advice = ""  # how to go on, once there is something to go on with
 
     def listen(self):
         for number in (signal.SIGINT, signal.SIGTERM):

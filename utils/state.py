@@ -229,6 +229,7 @@ def take_back(save_dir, run, folds, path_of):
             print(f"weights of another run moved to {moved}")
         for name in os.listdir(aside):
             os.replace(os.path.join(aside, name), os.path.join(save_dir, name))
+        os.rmdir(aside)
         missing = [f for f in missing if not ours(path_of(f))]
     if missing:
         raise InputError(f"{path_of(missing[0])} of run {run} is gone; start a new run")
