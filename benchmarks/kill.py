@@ -1,0 +1,93 @@
+"""Kill real runs at random moments, resume them, and compare their end with a run that was never stopped.
+
+    python benchmarks/kill.py --kills 3         # to try it: a few minutes on 2 cores
+    python benchmarks/kill.py --kills 30        # recorded in docs/reliability.md
+
+A short run on the sample set saves its state after every step, so that many kills fall into a save. Every process is
+killed (kill -9) at a random moment of its life, start and report included, and the run goes on in the next process, until
+one lives to its end. Then weights, out-of-fold answers and scores must be those of the run that was never stopped, byte
+for byte; else the exit status is 1.
+"""
+import argparse
+import glob
+import os
+import random
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+
+ROOT = os.path.join(os.path.dirname(os.path.abspath(__file__)), os.pardir)
+RUN = ["main.py", "--sample", "--image_size", "32", "--num_folds", "3", "--folds", "0", "2", "--num_epochs", "6",
+       "--warmup_epochs", "1", "--batch_size", "32", "--control"]
+
+
+def start(*args):
+    return subprocess.Popen([sys.executable, *args], cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
+                            encoding="utf-8")
+
+
+def ends(folder):
+    """{name: content} of what must not differ."""
+    files = sorted(glob.glob(os.path.join(folder, "saved", "*.pdparams")))
+    files += sorted(f for name in ("out_of_fold.csv", "scalars.csv", "mistakes.csv")
+                    for f in glob.glob(os.path.join(folder, "logs", "*", name)))
+    content = {}
+    for path in files:
+        with open(path, "rb") as f:
+            content[os.path.basename(path)] = f.read()
+    return content
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--kills", type=int, default=30)
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args()
+    rng, kills, runs, wrong = random.Random(args.seed), [], 0, 0
+    with tempfile.TemporaryDirectory() as where:
+        run = [*RUN, "--data_dir", os.path.join(where, "sample"), "--cache_dir", os.path.join(where, "cache")]
+
+        def places(name):
+            return ["--log_dir", os.path.join(where, name, "logs"), "--save_dir", os.path.join(where, name, "saved")]
+        began = time.time()
+        process = start(*run, *places("whole"))
+        if process.wait():
+            sys.exit(process.stderr.read())
+        seconds, whole = time.time() - began, ends(os.path.join(where, "whole"))
+        print(f"never stopped: {seconds:.0f} s", flush=True)
+        while len(kills) < args.kills or os.path.exists(os.path.join(where, "killed")):
+            logs = os.path.join(where, "killed", "logs")
+            states = glob.glob(os.path.join(logs, "*", "state-*.npz"))
+            process = (start("main.py", "--resume", os.path.dirname(states[0]), "--save_minutes", "0") if states else
+                       start(*run, *places("killed"), "--save_minutes", "0"))
+            try:
+                process.wait(rng.uniform(0, seconds) if len(kills) < args.kills else None)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+                if glob.glob(os.path.join(logs, "*", "*.tmp")):
+                    moment = "in a save"
+                elif not (states := sorted(glob.glob(os.path.join(logs, "*", "state-*.npz")))):
+                    moment = "before the first state"
+                elif glob.glob(os.path.join(logs, "*", "report.txt")):
+                    moment = "in the report"
+                else:
+                    moment = "behind " + os.path.basename(states[-1])
+                kills.append(moment)
+                print(f"kill {len(kills)}: {moment}", flush=True)
+                continue
+            error = process.stderr.read()
+            same = process.returncode == 0 and ends(os.path.join(where, "killed")) == whole
+            runs, wrong = runs + 1, wrong + (not same)
+            print(f"run {runs} ended: " + ("the same, byte for byte" if same else f"NOT THE SAME\n{error}"), flush=True)
+            shutil.rmtree(os.path.join(where, "killed"))
+    fixed = {k: sum(m == k for m in kills) for k in ("in a save", "before the first state", "in the report")}
+    print(f"{len(kills)} kills of {runs} runs: " + ", ".join(f"{n} {k}" for k, n in fixed.items())
+          + f", {len(kills) - sum(fixed.values())} between saves; {wrong} runs ended differently")
+    sys.exit(wrong > 0)
+
+
+if __name__ == "__main__":
+    main()
