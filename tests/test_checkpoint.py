@@ -7,6 +7,7 @@ import numpy as np
 import paddle
 import pytest
 
+from inference import load_students
 from models.student_model import Student
 from utils.checkpoint import imagenet_weights, load_into, read_about, read_arrays, save_weights, set_aside, \
     update_about
@@ -54,11 +55,14 @@ def test_half_precision_weights_load_too(tmp_path):
 def test_a_crafted_pickle_runs_nothing(tmp_path):
     Crafted.target = str(tmp_path / "owned")
     path = str(tmp_path / "evil.pdparams")
+    (tmp_path / "evil.json").write_text(json.dumps(ABOUT))
     for content in (Crafted(), {"w": Crafted()}, {"w": np.array([Crafted()], object)}):
         with open(path, "wb") as f:
             pickle.dump(content, f)
-        with pytest.raises(InputError, match="evil.pdparams.*mkdir"):
-            read_arrays(path)
+        for read in (lambda: imagenet_weights("teacher_weights", path), lambda: load_students([path]),
+                     lambda: imagenet_weights("student_weights", path)):
+            with pytest.raises(InputError, match="evil.pdparams.*mkdir"):
+                read()
     assert not os.path.exists(Crafted.target)
 
 
@@ -113,6 +117,17 @@ def test_earlier_runs_are_kept(tmp_path):
     assert json.loads((tmp_path / "first" / "best_model_fold0.json").read_text("utf-8"))["run"] == "first"
     (tmp_path / "best_model_fold0.json").write_text('{"run": "../../elsewhere"}')
     assert set_aside(str(tmp_path)) == str(tmp_path / "elsewhere")
+
+
+def test_a_download_with_the_wrong_md5_is_not_used(monkeypatch, tmp_path):
+    monkeypatch.setattr("paddle.utils.download.WEIGHTS_HOME", str(tmp_path))
+    monkeypatch.setattr("paddle.utils.download._download", lambda url, *_, **__: 1 / 0)  # no network here
+    Crafted.target = str(tmp_path / "owned")
+    with open(tmp_path / "mobilenet_v2_x1.0.pdparams", "wb") as f:
+        pickle.dump(Crafted(), f)
+    with pytest.raises(InputError, match="cannot download .*mobilenet_v2_x1.0.pdparams .ZeroDivisionError"):
+        imagenet_weights("student_weights", "paddle")
+    assert not os.path.exists(Crafted.target)
 
 
 def test_no_network_says_what_was_wanted(monkeypatch):
