@@ -161,8 +161,8 @@ if cv2.haveImageWriter(".avif"):
 
 NAMES = ["a  space .png", "it's \"quoted\".png", "line\nbreak.png", "carriage\rreturn.png", "tab\t.png", "😀.png",
          "纸 瓶.png", "n" * 246 + ".png", "-leading dash.png", "--help.png", "=1+1.png", "@SUM(A1).png",
-         "$HOME $x$ %s {0}.png", "colour \x1b[31m.png", "back\\slash.png", "*?[a].png", "a.b.c.png", "é.png", "e\u0301.png", "~.png", "#.png",
-         os.fsdecode(b"broken UTF-8 \xff\xfe.png")]
+         "$HOME $x$ %s {0}.png", "colour \x1b[31m.png", "back\\slash.png", "*?[a].png", "a.b.c.png", "é.png", "e\u0301.png",
+         "~.png", "#.png", os.fsdecode(b"broken UTF-8 \xff\xfe.png")]
 
 
 def make_odd(folder):

@@ -145,16 +145,18 @@ def test_no_permission_to_read():
 @pytest.mark.skipif(sys.platform == "win32", reason="paths end at 260 letters")
 def test_folders_in_folders_in_folders(tmp_path):
     depth, here = 1500, os.getcwd()
-    try:
-        os.chdir(tmp_path)
-        for _ in range(depth):
-            os.mkdir("d")
-            os.chdir("d")
-        with open("0.png", "wb") as f:
-            f.write(ocv(".png", BGR))
-    finally:
-        os.chdir(here)
-    assert walk(str(tmp_path)) == (["d/" * depth + "0.png"], [])
+    os.chdir(tmp_path)
+    for _ in range(depth):
+        os.mkdir("d")
+        os.chdir("d")
+    open("0.png", "w").close()
+    found = walk(str(tmp_path))
+    os.remove("0.png")
+    for _ in range(depth):  # pytest cannot remove them
+        os.chdir(os.pardir)
+        os.rmdir("d")
+    os.chdir(here)
+    assert found == (["d/" * depth + "0.png"], [])
 
 
 @pytest.mark.skipif(sys.platform in ("win32", "darwin"), reason="there are no such names")
