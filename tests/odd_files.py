@@ -65,6 +65,7 @@ def exif(orientation):
 
 PROFILE = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
 JPEG, GIF = pil(IMAGE, "JPEG", quality=95), pil(PALETTE, "GIF")
+ANIMATED = pil(IMAGE, "PNG", save_all=True, append_images=[UPSIDE_DOWN])
 MOVIE = b"\0\0\0\x18ftypmp42\0\0\0\0mp42isom" + bytes(range(256)) * 20
 SIXTEEN = BGR.astype(np.uint16) * 257
 ROWS_OF_4_BITS = b"".join(b"\0" + bytes((r[::2] >> 4) << 4 | r[1::2] >> 4) for r in GREY)
@@ -77,6 +78,7 @@ KINDS = {
     "movie.mp4": (MOVIE, "not a picture file (by its extension)"),
     "movie.jpg": (MOVIE, BAD),
     "zeros.jpg": (bytes(5000), BAD),
+    "header only.webp": (b"RIFF\0\0\0\0WEBPVP8X", BAD),
     "header only.jpg": (b"\xff\xd8\xff", BAD),
     "no extension": (JPEG, "not a picture file (by its extension)"),
     "bomb.png": (png(20000, 20000, 1, 0, bytes(2501 * 20000)), BOMB),
@@ -86,7 +88,7 @@ KINDS = {
     "bomb.pgm": (b"P5 20000 20000 255\n" + bytes(999), BOMB),
     "16 bits.png": (ocv(".png", SIXTEEN), SCENE),
     "16 bits.tif": (ocv(".tif", SIXTEEN), SCENE),
-    "16 bits.jp2": (ocv(".jp2", SIXTEEN), SCENE),
+    "16 bits.jp2": (ocv(".jp2", SIXTEEN), SCENE if OPENCV >= (4, 12) else "JPEG 2000, which needs OpenCV 4.12"),
     "16 bits.ppm": (ocv(".ppm", SIXTEEN), SCENE),
     "16 bits, grey.png": (ocv(".png", GREY.astype(np.uint16) * 257), GREY),
     "1 bit.png": (pil(BLACK_WHITE, "PNG"), rgb(BLACK_WHITE)),
@@ -116,7 +118,9 @@ KINDS = {
     "animated.gif": (pil(PALETTE, "GIF", save_all=True, append_images=[UPSIDE_DOWN.quantize(64)]),
                      rgb(PALETTE) if OPENCV >= (4, 12) else BAD),
     "animated.webp": (pil(IMAGE, "WEBP", save_all=True, append_images=[UPSIDE_DOWN], lossless=True), SCENE),
-    "animated.png": (pil(IMAGE, "PNG", save_all=True, append_images=[UPSIDE_DOWN]), SCENE),
+    "animated.png": (ANIMATED, SCENE),
+    "animated, one wrong byte.png": (ANIMATED[:-3000] + b"\x55" + ANIMATED[-2999:], BAD),
+    "a chunk of 2 GB.png": (ocv(".png", BGR)[:33] + b"\x7f\xff\xff\xffIDAT" + bytes(99), BAD),
     "icc.jpg": (pil(IMAGE, "JPEG", quality=95, icc_profile=PROFILE), SCENE),
     "icc.png": (pil(IMAGE, "PNG", icc_profile=PROFILE), SCENE),
     "icc.webp": (pil(IMAGE, "WEBP", lossless=True, icc_profile=PROFILE), SCENE),
@@ -152,17 +156,19 @@ FORMATS = {
     "jpg": pil(NOISY, "JPEG"), "progressive.jpg": pil(NOISY, "JPEG", progressive=True), "grey.jpg": pil(
         NOISY.convert("L"), "JPEG"), "cmyk.jpg": pil(NOISY.convert("CMYK"), "JPEG"), "png": pil(NOISY, "PNG"),
     "palette.png": pil(NOISY.quantize(64), "PNG"), "webp": pil(NOISY, "WEBP"),
-    "lossless.webp": pil(NOISY, "WEBP", lossless=True), "jp2": ocv(".jp2", NOISE), "bmp": pil(NOISY, "BMP"),
+    "lossless.webp": pil(NOISY, "WEBP", lossless=True), "animated.png": ANIMATED, "bmp": pil(NOISY, "BMP"),
     "palette.bmp": pil(NOISY.quantize(64), "BMP"), "tif": pil(NOISY, "TIFF"), "gif": pil(NOISY, "GIF"),
     "ppm": ocv(".ppm", NOISE),
     **{f"{c}.tif": pil(NOISY, "TIFF", compression=c) for c in ("tiff_lzw", "tiff_adobe_deflate", "jpeg", "packbits")}}
+if OPENCV >= (4, 12):
+    FORMATS["jp2"] = ocv(".jp2", NOISE)
 if cv2.haveImageWriter(".avif"):
     FORMATS["avif"] = ocv(".avif", NOISE)
 
 NAMES = ["a  space .png", "it's \"quoted\".png", "line\nbreak.png", "carriage\rreturn.png", "tab\t.png", "😀.png",
          "纸 瓶.png", "n" * 246 + ".png", "-leading dash.png", "--help.png", "=1+1.png", "@SUM(A1).png",
-         "$HOME $x$ %s {0}.png", "colour \x1b[31m.png", "back\\slash.png", "*?[a].png", "a.b.c.png", "é.png", "e\u0301.png",
-         "~.png", "#.png", os.fsdecode(b"broken UTF-8 \xff\xfe.png")]
+         "$HOME $x$ %s {0}.png", "colour \x1b[31m.png", "back\\slash.png", "*?[a].png", "a.b.c.png", "é.png",
+         "e\u0301.png", "~.png", "#.png", os.fsdecode(b"broken UTF-8 \xff\xfe.png")]
 
 
 def make_odd(folder):

@@ -11,7 +11,6 @@ import json
 import os
 import re
 import shutil
-import stat
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Callable
@@ -21,26 +20,17 @@ import cv2
 import numpy as np
 from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
 
+from utils.pictures import UnreadablePicture, read_picture
 from utils.settings import InputError
 from utils.transforms import square_side, to_square
 
 EXTENSIONS = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".jp2", ".avif",
               ".ppm", ".pgm")
 SYSTEM_NAMES = ("thumbs.db", "desktop.ini", "icon\r", "__macosx", "@eadir", "$recycle.bin")
-MAX_FILE_MB = 200
-PADDED = (b"\xff\xd8", b"RIFF", b"\0\0\0\x0cjP", b"\xff\x4f")  # JPEG, WebP, JPEG 2000: no whole one ends in many zeros
-FLOATS = (b"II", b"MM", b"Pf", b"PF")  # TIFF and PFM may hold other numbers than 8 or 16 bits
-NETPBM = re.compile(rb"P[2356]" + rb"(?:\s|#[^\n]*\n)+(\d{1,9})" * 3)  # width, height, greatest value
-TURNED = re.compile(rb"RIFF....WEBP.*EXIF.*(\x12\x01\x03\0\x01\0\0\0[\x02-\x08]|\x01\x12\0\x03\0\0\0\x01\0[\x02-\x08])|"
-                    rb"....ftypavi.{0,20000}?(irot[\x01-\x03]|imir)", re.DOTALL)
 CACHE_VERSION = 2  # raise it when a stored square is made differently
 
 # Streams of random numbers: default_rng([seed, stream, ...]) never shares draws between them.
 ORDER, VIEW, MIXUP, DROPOUT = range(4)
-
-
-class UnreadablePicture(Exception):
-    """The reason why one file is not usable as a picture."""
 
 
 @dataclass
@@ -55,55 +45,6 @@ class Pictures:
 
     def __len__(self):
         return len(self.paths)
-
-
-def read_picture(path):
-    """Decode any picture file to uint8 RGB [H, W, 3], turned as its EXIF says.
-
-    Grey, palette, CMYK and 16-bit pictures are converted; transparency is dropped. Works for any path
-    the system can open. Raises UnreadablePicture with the reason.
-    """
-    try:
-        # O_NONBLOCK: a pipe, even one that took a picture's place a moment ago, must not keep us waiting
-        with open(path, "rb", opener=lambda p, flags: os.open(p, flags | getattr(os, "O_NONBLOCK", 0))) as f:
-            info = os.fstat(f.fileno())
-            if not stat.S_ISREG(info.st_mode):
-                raise UnreadablePicture("not a regular file")
-            if not info.st_size:
-                raise UnreadablePicture("empty file")
-            if info.st_size > MAX_FILE_MB * 2**20:
-                raise UnreadablePicture(f"file larger than {MAX_FILE_MB} MB")
-            data = f.read(info.st_size)
-        return _decode(data)
-    except OSError as e:
-        raise UnreadablePicture(e.strerror or str(e)) from e
-    except cv2.error as e:
-        bomb = "MAX_IMAGE" in str(e)
-        raise UnreadablePicture(f"more than {runtime.MAX_PIXELS / 1e6:.0f} million pixels" if bomb
-                                else "cannot be decoded") from e
-
-
-def _decode(data):
-    """The bytes of a file as uint8 RGB. What OpenCV would show wrongly and without a word is refused with a word."""
-    if data.startswith(PADDED) and data.endswith(bytes(64)):
-        data = data.rstrip(b"\0")  # an interrupted copy has its full length, the rest zeros: now its end is missing
-    netpbm = NETPBM.match(data)
-    if netpbm and netpbm[3] not in (b"255", b"65535"):  # would come out too dark
-        raise UnreadablePicture(f"greatest value {netpbm[3].decode()}, can only be 255 or 65535")
-    file = np.frombuffer(data, np.uint8)
-    if data.startswith(FLOATS):  # would come out black or white
-        stored = cv2.imdecode(file, cv2.IMREAD_UNCHANGED)
-        if stored is not None and stored.dtype not in (np.uint8, np.uint16):
-            raise UnreadablePicture(f"{stored.dtype} values, can only be 8 or 16 bits")
-    # imread cannot open non-ASCII paths on Windows and returns half of a truncated JPEG; imdecode can, and refuses
-    picture = cv2.imdecode(file, cv2.IMREAD_COLOR)
-    if picture is None:
-        raise UnreadablePicture(f"truncated, damaged or not a picture (to OpenCV {cv2.__version__})")
-    # OpenCV turns WebP from 4.13 on, and AVIF in no version so far
-    if TURNED.match(data) and np.array_equal(picture, cv2.imdecode(file, cv2.IMREAD_COLOR |
-                                                                   cv2.IMREAD_IGNORE_ORIENTATION)):
-        raise UnreadablePicture(f"stored turned or mirrored, which OpenCV {cv2.__version__} does not undo")
-    return cv2.cvtColor(picture, cv2.COLOR_BGR2RGB)
 
 
 def is_system(name):
