@@ -120,6 +120,7 @@ KINDS = {
     "animated.webp": (pil(IMAGE, "WEBP", save_all=True, append_images=[UPSIDE_DOWN], lossless=True), SCENE),
     "animated.png": (ANIMATED, SCENE),
     "animated, one wrong byte.png": (ANIMATED[:-3000] + b"\x55" + ANIMATED[-2999:], BAD),
+    "something behind it.png": (ocv(".png", BGR) + b"`\x82`\x82`\x82`\x82" * 9, SCENE),
     "a chunk of 2 GB.png": (ocv(".png", BGR)[:33] + b"\x7f\xff\xff\xffIDAT" + bytes(99), BAD),
     "icc.jpg": (pil(IMAGE, "JPEG", quality=95, icc_profile=PROFILE), SCENE),
     "icc.png": (pil(IMAGE, "PNG", icc_profile=PROFILE), SCENE),

@@ -70,6 +70,7 @@ def _decode(data):
                 at = end
         if at >= len(data):  # OpenCV would find that out too, after 11 seconds and with 3 GB of memory
             raise UnreadablePicture(UNKNOWN)
+        data = data[:at + 12]  # it would look further
     if data.startswith(JPEG_2000) and cv2.__version__.startswith("4.11."):  # a damaged one kills the process
         raise UnreadablePicture("JPEG 2000, which needs OpenCV 4.12")
     netpbm = NETPBM.match(data)
