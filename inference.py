@@ -9,7 +9,6 @@ probabilities, yet still too modest (benchmarks/ensemble_calibration.py). Runs o
 at least one picture was answered.
 """
 import argparse
-import csv
 import glob
 import json
 import os
@@ -25,6 +24,7 @@ from utils.checkpoint import load_into, read_about, read_arrays
 from utils.data_utils import UnreadablePicture, prefetch, read_picture, walk
 from utils.plots import contact_sheet
 from utils.settings import InputError
+from utils.tables import printable, write_csv
 from utils.transforms import eval_view, normalise, square_side, to_square
 
 SHEET = 25  # pictures on the contact sheet of --show
@@ -136,7 +136,7 @@ def main(argv=None):
         confidence = float(probabilities.max())
         answer = categories[probabilities.argmax()] if confidence >= args.min_confidence else UNSURE
         rows.append([path, answer, round(confidence, 6), *(round(float(p), 6) for p in probabilities)])
-        bar.write(f"{path}  {answer}  {confidence:.4f}", file=sys.stdout)
+        bar.write(f"{printable(path)}  {answer}  {confidence:.4f}", file=sys.stdout)
         if args.show and len(sheet) < SHEET:
             sheet.append((view, f"{answer} {confidence:.2f}\n{os.path.basename(path)}"))
     for path, reason in left_out:
@@ -157,12 +157,11 @@ def main(argv=None):
 def save(output, rows, left_out, categories):
     """rows: [path, category, confidence, one probability per category]"""
     header = ["path", "category", "confidence", *(f"p_{c}" for c in categories)]
-    with open(output, "x", newline="", encoding="utf-8", errors="backslashreplace") as f:
-        if output.lower().endswith(".csv"):
-            csv.writer(f).writerows([header, *rows])
-        else:
-            json.dump({"pictures": [dict(zip(header, r)) for r in rows],
-                       "left_out": [{"path": p, "reason": r} for p, r in left_out]}, f, indent=2, ensure_ascii=False)
+    if output.lower().endswith(".csv"):
+        return write_csv(output, header, rows, mode="x")
+    with open(output, "x", encoding="utf-8", errors="backslashreplace") as f:
+        json.dump({"pictures": [dict(zip(header, r)) for r in rows],
+                   "left_out": [{"path": p, "reason": r} for p, r in left_out]}, f, indent=2, ensure_ascii=False)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,6 @@ import json
 import os
 import re
 import shutil
-import stat
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Callable
@@ -21,21 +20,17 @@ import cv2
 import numpy as np
 from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
 
+from utils.pictures import UnreadablePicture, read_picture
 from utils.settings import InputError
 from utils.transforms import square_side, to_square
 
 EXTENSIONS = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".jp2", ".avif",
               ".ppm", ".pgm")
 SYSTEM_NAMES = ("thumbs.db", "desktop.ini", "icon\r", "__macosx", "@eadir", "$recycle.bin")
-MAX_FILE_MB = 200
-CACHE_VERSION = 1  # raise it when a stored square is made differently
+CACHE_VERSION = 2  # raise it when a stored square is made differently
 
 # Streams of random numbers: default_rng([seed, stream, ...]) never shares draws between them.
 ORDER, VIEW, MIXUP, DROPOUT = range(4)
-
-
-class UnreadablePicture(Exception):
-    """The reason why one file is not usable as a picture."""
 
 
 @dataclass
@@ -52,60 +47,37 @@ class Pictures:
         return len(self.paths)
 
 
-def read_picture(path):
-    """Decode any picture file to uint8 RGB [H, W, 3], turned as its EXIF says.
-
-    Grey, palette, CMYK and 16-bit pictures are converted; transparency is dropped. Works for any path
-    the system can open. Raises UnreadablePicture with the reason.
-    """
-    try:
-        info = os.stat(path)
-        if not stat.S_ISREG(info.st_mode):
-            raise UnreadablePicture("not a regular file")
-        if not info.st_size:
-            raise UnreadablePicture("empty file")
-        if info.st_size > MAX_FILE_MB * 2**20:
-            raise UnreadablePicture(f"file larger than {MAX_FILE_MB} MB")
-        # imread cannot open non-ASCII paths on Windows and returns half of a truncated JPEG; imdecode can, and refuses
-        picture = cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_COLOR)
-    except OSError as e:
-        raise UnreadablePicture(e.strerror or str(e)) from e
-    except cv2.error as e:
-        bomb = "MAX_IMAGE" in str(e)
-        raise UnreadablePicture(f"more than {runtime.MAX_PIXELS / 1e6:.0f} million pixels" if bomb
-                                else "cannot be decoded") from e
-    if picture is None:
-        raise UnreadablePicture("truncated, damaged or not a picture")
-    return cv2.cvtColor(picture, cv2.COLOR_BGR2RGB)
-
-
 def is_system(name):
     return name.startswith(".") or name.lower() in SYSTEM_NAMES
 
 
 def walk(folder, recursive=True):
     """Sort the files below a folder into candidates and (path, reason) left out; paths relative, '/' inside."""
-    candidates, left_out = [], []
-
-    def unreadable(error):
-        left_out.append((os.path.relpath(error.filename, folder).replace(os.sep, "/"), error.strerror))
-    for root, dirs, files in os.walk(folder, onerror=unreadable):
-        dirs.sort()
-        for name in dirs[:] + sorted(files):
-            path = os.path.join(root, name)
-            relative = os.path.relpath(path, folder).replace(os.sep, "/")
-            if is_system(name):
-                left_out.append((relative, "hidden or system file"))
-            elif name in dirs:
-                if not os.path.islink(path) and recursive:
-                    continue  # os.walk comes to it
-                left_out.append((relative, "a link to a folder" if recursive else "a folder"))
-            elif os.path.splitext(name)[1].lower() not in EXTENSIONS:
-                left_out.append((relative, "not a picture file (by its extension)"))
+    candidates, left_out, pending = [], [], [""]
+    while pending:  # not os.walk, which ends at a depth of a thousand folders
+        inside = pending.pop()
+        try:
+            entries = sorted(os.scandir(os.path.join(folder, inside)), key=lambda e: e.name)
+        except OSError as e:
+            left_out.append((inside.rstrip("/") or ".", e.strerror))
+            continue
+        folders = []
+        for entry in entries:
+            path = inside + entry.name
+            if is_system(entry.name):
+                left_out.append((path, "hidden or system file"))
+            elif entry.is_symlink() and os.path.isdir(entry.path):
+                left_out.append((path, "a link to a folder"))
+            elif entry.is_dir(follow_symlinks=False):
+                if recursive:
+                    folders.append(path + "/")
+                else:
+                    left_out.append((path, "a folder"))
+            elif os.path.splitext(entry.name)[1].lower() not in EXTENSIONS:
+                left_out.append((path, "not a picture file (by its extension)"))
             else:
-                candidates.append(relative)
-            if name in dirs:
-                dirs.remove(name)
+                candidates.append(path)
+        pending += reversed(folders)
     return candidates, left_out
 
 
@@ -116,7 +88,7 @@ def find_categories(data_dir, wanted=()):
               "or try the program on drawn pictures: python main.py --sample")
     if not os.path.isdir(data_dir):
         raise InputError(f"no pictures: there is no folder {data_dir}; {layout}")
-    found = sorted(e.name for e in os.scandir(data_dir) if e.is_dir() and not is_system(e.name))
+    found = sorted(e.name for e in os.scandir(data_dir) if os.path.isdir(e.path) and not is_system(e.name))
     missing = [c for c in wanted if c not in found]
     if missing:
         raise InputError(f"--categories {' '.join(missing)}: no such sub-folder of {data_dir}, which has "
@@ -124,6 +96,11 @@ def find_categories(data_dir, wanted=()):
     categories = list(wanted) or found
     if len(categories) < 2:
         raise InputError(f"at least two categories are needed, {data_dir} has {len(categories)}; {layout}")
+    for c in categories:
+        try:
+            c.encode()
+        except UnicodeEncodeError as e:  # VisualDL and the plots would fail, when the training is over
+            raise InputError(f"the folder name {c!r} in {data_dir} is not UTF-8; rename it") from e
     return categories
 
 
@@ -142,10 +119,11 @@ def load_pictures(data_dir, image_size, categories=(), cache_dir="data/cache", c
     for entry in sorted(os.scandir(data_dir), key=lambda e: e.name):
         if entry.name not in categories:
             reason = ("hidden or system file" if is_system(entry.name) else
-                      "not one of the categories" if entry.is_dir() else "not in a category folder")
+                      "not one of the categories" if os.path.isdir(entry.path) else "not in a category folder")
             left_out.append((entry.name, reason))
 
-    array, reasons = _decode_all(data_dir, candidates, square_side(image_size), cache_dir, cache_gb, workers)
+    found = [_fingerprint(data_dir, c) for c in candidates]
+    array, reasons = _decode_all(data_dir, found, square_side(image_size), cache_dir, cache_gb, workers)
     rows = [i for i in range(len(candidates)) if i not in reasons]
     left_out += [(candidates[i], reasons[i]) for i in reasons]
 
@@ -154,24 +132,32 @@ def load_pictures(data_dir, image_size, categories=(), cache_dir="data/cache", c
         if row < len(array):
             return array[row]
         try:
-            return to_square(read_picture(os.path.join(data_dir, candidates[row])), square_side(image_size))
+            picture = read_picture(os.path.join(data_dir, candidates[row]))
         except UnreadablePicture as e:  # it could be read when the run began
-            raise InputError(f"{candidates[row]} cannot be read any more: {e}") from e
+            raise InputError(f"{candidates[row]!r} cannot be read any more: {e}") from e
+        if _fingerprint(data_dir, candidates[row]) != found[row]:  # no epoch may see another picture than the others
+            raise InputError(f"{candidates[row]!r} has changed since the run began; start it again")
+        return to_square(picture, square_side(image_size))
     paths = [candidates[r] for r in rows]
     number = {c: i for i, c in enumerate(categories)}
     labels = np.array([number[p.split("/")[0]] for p in paths], np.int64)
     return Pictures(data_dir, paths, labels, categories, sorted(left_out), square)
 
 
-def _decode_all(data_dir, candidates, side, cache_dir, cache_gb, workers):
-    """Return (uint8 [M, S, S, 3] squares of the first M candidates, {candidate number: why it is unusable})."""
-    def fingerprint(path):
-        try:
-            info = os.stat(os.path.join(data_dir, path))
-            return [path, info.st_size, info.st_mtime_ns]
-        except OSError as e:
-            return [path, e.strerror]
-    key = json.dumps([CACHE_VERSION, os.path.abspath(data_dir), side, cache_gb, [fingerprint(c) for c in candidates]])
+def _fingerprint(data_dir, path):
+    """Another one means that the file may have another picture, or could be read now."""
+    full = os.path.join(data_dir, path)
+    try:
+        info = os.stat(full)
+        return [path, info.st_size, info.st_mtime_ns, os.access(full, os.R_OK)]
+    except OSError as e:
+        return [path, e.strerror]
+
+
+def _decode_all(data_dir, found, side, cache_dir, cache_gb, workers):
+    """Return (uint8 [M, S, S, 3] squares of the first M files, {number: why it is unusable}); found: fingerprints."""
+    candidates = [f[0] for f in found]
+    key = json.dumps([CACHE_VERSION, cv2.__version__, os.path.abspath(data_dir), side, cache_gb, found])
     name = os.path.join(cache_dir, hashlib.sha256(key.encode()).hexdigest()[:24])
     try:
         with open(name + ".json", encoding="utf-8") as f:

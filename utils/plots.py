@@ -12,6 +12,7 @@ from matplotlib import font_manager
 from matplotlib.figure import Figure  # not pyplot: it opens windows, and fails where the screen goes away
 
 from utils.data_utils import read_picture
+from utils.tables import printable
 
 # Category names may be Chinese; name only fonts that are here, or matplotlib warns about the others.
 _INSTALLED = {f.name for f in font_manager.fontManager.ttflist}
@@ -125,7 +126,7 @@ def contact_sheet(squares, titles, path, show=False, columns=5):
         ax.axis("off")
     for ax, square, title in zip(axes.flat, squares, titles):
         ax.imshow(square)
-        ax.set_title("\n".join(shorten(line, 28) for line in title.split("\n")), fontsize=9)
+        ax.set_title("\n".join(shorten(printable(line), 28) for line in title.split("\n")), fontsize=9)
     fig.savefig(path, dpi=100)
     picture = read_picture(path)
     if show and not (sys.platform in ("win32", "darwin") or os.environ.get("DISPLAY") or

@@ -6,7 +6,6 @@ Of every student there are two sets of answers. "Best epoch" is what its weights
 the fold's own part, which flatters the score. "Cross-fitted" is the same student at the epoch that the other folds
 chose: the honest score, and the headline.
 """
-import csv
 import json
 import os
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from sklearn.metrics import average_precision_score, classification_report, conf
 from utils.plots import contact_sheet, plot_confidence, plot_confusion, plot_curves, plot_text
 from utils.statistics import (calibrate, compare, coverage, cross_fitted_epochs, needed_confidence, reliability, score,
                               wilson)
+from utils.tables import write_csv
 
 # Who answers, and the prefix of its columns in out_of_fold.csv
 PREFIXES = {"student": "", "student_cross_fitted": "crossfit_", "teacher": "teacher_", "control": "control_",
@@ -249,11 +249,9 @@ def write_report(folder, report, folds, controls, teacher_probabilities, picture
                       *(f"{a.temperatures[of_fold[i]]:.9g}" for a in answers.values()),
                       *(f"{v:.9g}" for a in answers.values() for v in a.probabilities[i])])
     mistakes = _mistakes(answers[report["headline"]], labels, rows, pictures)
-    for name, lines in (("out_of_fold", [header, *table]),
-                        ("mistakes", [("path", "label", "prediction", "confidence"), *(m.values() for m in mistakes)])):
-        with open(os.path.join(folder, f"{name}.csv"), "w", newline="", encoding="utf-8",
-                  errors="backslashreplace") as f:
-            csv.writer(f).writerows(lines)
+    write_csv(os.path.join(folder, "out_of_fold.csv"), header, table)
+    write_csv(os.path.join(folder, "mistakes.csv"), ("path", "label", "prediction", "confidence"),
+              [m.values() for m in mistakes])
     plot_text(text, os.path.join(folder, "report.png"))
     plot_confusion(report, os.path.join(folder, "confusion_matrix.png"))
     plot_confidence(report, os.path.join(folder, "confidence.png"))

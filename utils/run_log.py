@@ -14,6 +14,7 @@ import numpy as np
 from utils.data_utils import VIEW, epoch_order, read_picture
 from utils.plots import contact_sheet
 from utils.statistics import at_least
+from utils.tables import printable, write_csv
 from utils.transforms import eval_view, train_view
 
 COLUMNS = ("fold", "epoch", "learning_rate", "train_loss", "train_accuracy", "val_loss", "val_accuracy")
@@ -156,7 +157,7 @@ def print_copies(copies, given, settings, most=20):
     if conflicts:
         print("probable label errors: these copies carry different labels:")
         for paths in list(conflicts.values())[:most]:
-            print("  " + ", ".join(paths[:most]) + (f" and {len(paths) - most} more" if len(paths) > most else ""))
+            print("  " + ", ".join(map(printable, paths[:most])) + (f" and {len(paths) - most} more" if len(paths) > most else ""))
         if len(conflicts) > most:
             print(f"  and {len(conflicts) - most} more groups; copies.csv in the folder of this run has them all")
 
@@ -170,8 +171,7 @@ def record_run(folder, settings, pictures, parts, groups, copies):
     for name, header, rows in (("folds.csv", ("path", "label", "part", "group"), folds),
                                ("copies.csv", ("group", "path", "label", "conflict"), copies),
                                ("left_out.csv", ("path", "reason"), pictures.left_out)):
-        with open(os.path.join(folder, name), "w", newline="", encoding="utf-8", errors="backslashreplace") as f:
-            csv.writer(f).writerows([header, *rows])
+        write_csv(os.path.join(folder, name), header, rows)
 
 
 def print_epoch(epoch, folds, active, seconds, settings):

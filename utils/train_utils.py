@@ -20,6 +20,7 @@ from utils.checkpoint import load_into
 from utils.data_utils import DROPOUT, MIXUP, VIEW, epoch_order, prefetch
 from utils.loss import distillation_loss, feature_loss
 from utils.settings import Settings
+from utils.tables import printable
 from utils.transforms import eval_view, normalise, train_view
 
 
@@ -230,7 +231,7 @@ def train(folds, pictures, parts, trunk, settings, threads, on_epoch=None, on_st
                 batch = order[step][part_of != f.index]
                 f.failed = (f"epoch {epoch + 1}, step {step + 1} of {steps}: the loss or a weight is no longer a finite "
                             f"number (learning rate {rate_at(epoch, step):.3g}; pictures "
-                            f"{', '.join(pictures.paths[i] for i in batch)}); lower --base_lr")
+                            f"{', '.join(printable(pictures.paths[i]) for i in batch)}); lower --base_lr")
                 continue
             of_truth = p[np.arange(len(p)), labels[f.pictures]]
             accuracy = float((p.argmax(1) == labels[f.pictures]).mean())
