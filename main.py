@@ -65,10 +65,12 @@ def main(argv=None):
           + ("; mixup needs two of a part and stays off: raise --batch_size" if b == 1 and settings.mixup_alpha else ""))
 
     # Where this run writes
-    folder = resumed or new_folder(settings.log_dir, time.strftime("%Y%m%d-%H%M%S"))
-    run = os.path.basename(os.path.abspath(folder))
-    if not resumed:
+    if resumed:
+        folder, (heads, teacher) = resumed, read_start(resumed, pictures, parts, teacher_weights, threads)
+    else:
+        folder = new_folder(settings.log_dir, time.strftime("%Y%m%d-%H%M%S"))
         record_run(folder, settings, pictures, parts, groups, copies)
+    run = os.path.basename(os.path.abspath(folder))
     log = RunLog(folder)
     print(f"run {run}, written to {folder}; to watch: visualdl --logdir {settings.log_dir} --port 8040 --language en")
     log.first_pictures(pictures, parts, trained, settings)
@@ -81,9 +83,7 @@ def main(argv=None):
         print("note: networks from random initialisation, good for trying the program, not for good figures")
 
     trunk = load_trunk(*teacher_weights, settings, threads)
-    if resumed:
-        heads, teacher = read_start(folder, pictures, parts, teacher_weights, threads)
-    else:
+    if not resumed:
         features = extract_features(trunk, pictures, settings, threads)
         heads = fit_heads(features, pictures.labels, parts, trained, settings, threads)
         teacher = teacher_predictions(features[0], heads, parts)
@@ -124,6 +124,7 @@ def main(argv=None):
     failed = [f"{f.name} stopped at {f.failed}" for f in folds + controls if f.failed]
     whole = [i for i in range(len(folds)) if all(group[i].history for group in (folds, controls) if group)]
     if not whole:
+        stops.advice = ""
         raise InputError("; ".join(failed))
     folds, controls = ([group[i] for i in whole if group] for group in (folds, controls))
 

@@ -131,6 +131,9 @@ def test_pictures_parts_and_weights_must_be_as_they_were(settings, folder, tmp_p
     pictures, parts = load()
     features = np.random.default_rng(0).normal(size=(1, len(pictures), 5)).astype("float32")
     heads = fit_heads(features, pictures.labels, parts, [0, 2], settings)
+    with pytest.raises(InputError, match="has saved no state"):
+        read_start(where, pictures, parts, weights, 2)
+    (tmp_path / "state-000000-000000000.npz").write_text("")
     keep_start(where, pictures, parts, heads, np.eye(27, 3), weights, 2)
     again, teacher = read_start(where, pictures, parts, weights, 2)
     assert list(again) == [0, 2] and capsys.readouterr().out == ""

@@ -181,11 +181,10 @@ def _decode_all(data_dir, found, side, cache_dir, cache_gb, workers):
             if i < stored:
                 array[i] = square
         reasons = {}
-        with ThreadPoolExecutor(workers) as pool:
-            outcomes = pool.map(decode, range(len(candidates)))
-            for i, reason in enumerate(runtime.progress(outcomes, "checking pictures", len(candidates), "file")):
-                if reason:
-                    reasons[i] = reason
+        outcomes = prefetch(decode, range(len(candidates)), workers)
+        for i, reason in enumerate(runtime.progress(outcomes, "checking pictures", len(candidates), "file")):
+            if reason:
+                reasons[i] = reason
         if stored:
             array.flush()
             del array  # Windows renames closed files only

@@ -29,9 +29,7 @@ class RunLog:
 
     def __init__(self, folder):
         self.folder = folder
-        self.file = open(os.path.join(folder, "scalars.csv"), "w", newline="", encoding="utf-8")
-        self.csv = csv.DictWriter(self.file, COLUMNS)
-        self.csv.writeheader()
+        self.file = None
         self.writers = {}
         try:
             from visualdl import LogWriter
@@ -49,7 +47,10 @@ class RunLog:
 
     def scores(self, fold, scores):
         """One epoch of one fold, "fold0" or "control0": a dict with the keys of COLUMNS but `fold`."""
-        self.csv.writerow({"fold": fold, **scores})
+        if not self.file:  # no sooner: a run that cannot be resumed must not lose it
+            self.file = open(os.path.join(self.folder, "scalars.csv"), "w", newline="", encoding="utf-8")
+            csv.writer(self.file).writerow(COLUMNS)
+        csv.DictWriter(self.file, COLUMNS).writerow({"fold": fold, **scores})
         self.file.flush()
         if self.LogWriter:
             for name in COLUMNS[2:]:
@@ -124,7 +125,8 @@ class RunLog:
                 record(f"{kind}/{tag}", *counts, x.tolist(), y.tolist(), step=0, walltime=round(time.time() * 1000)))
 
     def close(self):
-        self.file.close()
+        if self.file:
+            self.file.close()
         for w in self.writers.values():
             w.close()
 

@@ -16,7 +16,6 @@ import os
 import shutil
 import time
 import zlib
-from concurrent.futures import ThreadPoolExecutor
 
 from utils import runtime  # noqa: F401  before paddle
 import numpy as np
@@ -24,6 +23,7 @@ import paddle
 
 from models.teacher_model import Head
 from utils.checkpoint import load_into, read_about, set_aside, write_whole
+from utils.data_utils import prefetch
 from utils.process import Stopped, stops
 from utils.settings import InputError
 
@@ -38,7 +38,7 @@ class Keeper:
 
     def __init__(self, folder, folds, minutes):
         self.folder, self.folds, self.minutes, self.saved = folder, folds, minutes, time.time()
-        needed = 2 * sum(a.nbytes for f in folds for a in _arrays(f).values())
+        needed = 2 * sum(3 * a.nbytes for f in folds for name, a in _arrays(f).items() if not name.startswith("optim"))
         free = shutil.disk_usage(folder).free
         if needed > free:
             raise InputError(f"the state of this run takes {needed / 1e9:.2f} GB and {folder} has {free / 1e9:.2f} GB "
@@ -136,6 +136,8 @@ def keep_start(folder, pictures, parts, heads, teacher, teacher_weights, threads
 
 def read_start(folder, pictures, parts, teacher_weights, threads):
     """(heads, teacher's probabilities) of a run. Raises InputError if pictures, parts or weights are not as they were."""
+    if not _states(folder):
+        raise InputError(f"{folder} has saved no state: it was stopped before its students began; start the run again")
     about, arrays = _read(os.path.join(folder, "start.npz"))
     before = dict(zip(about["paths"], zip(arrays["labels"].tolist(), arrays["checksums"].tolist())))
     now = dict(zip(pictures.paths, zip(pictures.labels.tolist(), checksums(pictures, threads).tolist())))
@@ -159,9 +161,8 @@ def read_start(folder, pictures, parts, teacher_weights, threads):
 
 def checksums(pictures, threads):
     """CRC-32 of every stored square, int64 [N]."""
-    with ThreadPoolExecutor(threads) as pool:
-        return np.array(list(pool.map(lambda i: zlib.crc32(np.ascontiguousarray(pictures.square(i))),
-                                      range(len(pictures)))), np.int64)
+    return np.fromiter(prefetch(lambda i: zlib.crc32(np.ascontiguousarray(pictures.square(i))), range(len(pictures)),
+                                threads), np.int64, len(pictures))
 
 
 def digest(arrays):
