@@ -39,7 +39,7 @@ WHOLE = [*FORMATS.values(), *(content for content, outcome in KINDS.values() if 
          *(content for name, (content, _) in KINDS.items() if "float" in name)]
 NUMBERS = [0, 1, 0x7F, 0x80, 0xFF, 0x7FFF, 0xFFFF, 0x10000, 10922, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFF]
 TREE_EVERY = 50
-HANGS_AFTER = 30  # seconds
+HANGS_AFTER = 60  # seconds
 FOUND = "fuzz_found"
 LIBC, M_PERTURB = ctypes.CDLL(None), -6  # of glibc
 
@@ -201,6 +201,7 @@ def main():
                 process.kill()
                 process.join()
             shutil.rmtree(place, ignore_errors=True)
+            os.makedirs(folder, exist_ok=True)  # it may not have come so far
             os.rename(folder, place)
             with open(os.path.join(place, "what.txt"), "w", errors="backslashreplace") as f:
                 f.write(wrong or f"no answer in {HANGS_AFTER} s\n")
