@@ -18,8 +18,7 @@ JPEG_2000 = (b"\0\0\0\x0cjP", b"\xff\x4f\xff\x51")
 PADDED = (b"\xff\xd8", b"RIFF", *JPEG_2000)  # JPEG, WebP: no whole one ends in many zeros
 FLOATS = (b"II", b"MM", b"Pf", b"PF")  # TIFF and PFM may hold other numbers than 8 or 16 bits
 NETPBM = re.compile(rb"P[2356]" + rb"(?:\s|#[^\n]*\n)+(\d{1,9})" * 3)  # width, height, greatest value
-TURNED = re.compile(rb"RIFF....WEBP.*EXIF.*(\x12\x01\x03\0\x01\0\0\0[\x02-\x08]|\x01\x12\0\x03\0\0\0\x01\0[\x02-\x08])|"
-                    rb"....ftypavi.{0,20000}?(irot[\x01-\x03]|imir)", re.DOTALL)
+ORIENTATION = re.compile(rb"\x12\x01\x03\0\x01\0\0\0[\x02-\x08]|\x01\x12\0\x03\0\0\0\x01\0[\x02-\x08]")  # of EXIF, not 1
 UNKNOWN = f"truncated, damaged or not a picture (to OpenCV {cv2.__version__})"
 
 
@@ -55,7 +54,8 @@ def read_picture(path):
 
 def _decode(data):
     """The bytes of a file as uint8 RGB. What OpenCV would show wrongly and without a word is refused with a word."""
-    turned = TURNED.match(data)
+    turned = (data[8:12] == b"WEBP" and b"EXIF" in data and ORIENTATION.search(data, data.rfind(b"EXIF"))
+              or data[4:11] == b"ftypavi" and re.search(rb"irot[\x01-\x03]|imir", data[:20_000]))
     if data.startswith(PADDED) and data.endswith(bytes(64)):
         data = data.rstrip(b"\0")  # an interrupted copy has its full length, the rest zeros: now its end is missing
     if data[8:16] == b"WEBPVP8X" and len(data) > 30 and data[20] & 2:
