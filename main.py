@@ -38,7 +38,6 @@ def main(argv=None):
     settings, sample, resumed = parse(argv, __doc__)
     if resumed and ended(resumed):
         return print(f"{resumed} is finished; its report: {os.path.join(resumed, 'report.txt')}")
-    held = lock(settings.save_dir)  # noqa: F841  for as long as this function runs
     device = runtime.choose_device(settings.device)
     threads = settings.threads or runtime.CORES
     print(f"device {device}, {threads} threads; " + ", ".join(f"{k} {v}" for k, v in runtime.versions().items()))
@@ -47,6 +46,7 @@ def main(argv=None):
     categories = find_categories(settings.data_dir, settings.categories)
     teacher_weights = imagenet_weights("teacher_weights", settings.teacher_weights)
     student_weights = imagenet_weights("student_weights", settings.student_weights)
+    held = lock(settings.save_dir)  # noqa: F841  for as long as this function runs
 
     # Pictures, and the parts that they are cut into
     pictures = load_pictures(settings.data_dir, settings.image_size, categories, settings.cache_dir,
