@@ -43,3 +43,16 @@ def run_program(*args, cwd=ROOT, timeout=400):
     """Run a script of the repo as a user does; returns the finished process, output as text."""
     return subprocess.run([sys.executable, *args], cwd=cwd, timeout=timeout, capture_output=True, encoding="utf-8",
                           errors="replace", stdin=subprocess.DEVNULL, env={**os.environ, "PYTHONUTF8": "1", "DISPLAY": "", "WAYLAND_DISPLAY": ""})
+
+
+SHORT = ["--image_size", "32", "--num_folds", "3", "--num_epochs", "3", "--warmup_epochs", "1", "--batch_size", "32"]
+
+
+@pytest.fixture(scope="session")
+def sample(tmp_path_factory):
+    """A short run on the sample set through the real command line: (its folder, what it printed)."""
+    where = tmp_path_factory.mktemp("sample run")
+    done = run_program("main.py", "--sample", *SHORT, "--data_dir", str(where / "sample"), "--cache_dir",
+                       str(where / "cache"), "--log_dir", str(where / "logs"), "--save_dir", str(where / "saved"), "--show")
+    assert done.returncode == 0, done.stdout + done.stderr
+    return where, done.stdout
