@@ -29,7 +29,7 @@ from utils.process import Stopped, lock, stops
 from utils.report import all_answers, build_report, write_report
 from utils.run_log import RunLog, print_copies, print_epoch, print_pictures, record_run
 from utils.settings import RANDOM, InputError, parse
-from utils.state import Keeper, end, ended, keep_start, read_start, restore, take_back
+from utils.state import Keeper, end, ended, keep_start, read_start
 from utils.train_utils import build_fold, control_settings, pictures_per_part, train
 from utils.transforms import MEAN, STD, square_side
 
@@ -37,6 +37,7 @@ from utils.transforms import MEAN, STD, square_side
 def main(argv=None):
     settings, sample, resumed = parse(argv, __doc__)
     if resumed and ended(resumed):
+        end(resumed)
         return print(f"{resumed} is finished; its report: {os.path.join(resumed, 'report.txt')}")
     device = runtime.choose_device(settings.device)
     threads = settings.threads or runtime.CORES
@@ -47,6 +48,7 @@ def main(argv=None):
     teacher_weights = imagenet_weights("teacher_weights", settings.teacher_weights)
     student_weights = imagenet_weights("student_weights", settings.student_weights)
     held = lock(settings.save_dir)  # noqa: F841  for as long as this function runs
+    os.makedirs(settings.log_dir, exist_ok=True)
 
     # Pictures, and the parts that they are cut into
     pictures = load_pictures(settings.data_dir, settings.image_size, categories, settings.cache_dir,
@@ -94,16 +96,21 @@ def main(argv=None):
     folds = [build_fold(k, pictures.labels, parts, heads[k], settings, student_weights) for k in trained]
     controls = [build_fold(k, pictures.labels, parts, heads[k], control_settings(settings), student_weights, "control")
                 for k in trained if settings.control]
-    keeper, start = Keeper(folder, folds + controls, settings.save_minutes), (0, 0)
+    keeper = Keeper(folder, folds + controls, settings.save_minutes)
+    start = keeper.restore() if resumed else (0, 0)
+    moved = set_aside(settings.save_dir, but=run)
+    if moved:
+        print(f"weights of an earlier run moved to {moved}")
+
+    def save_best(f):
+        save_weights(weights_path(settings, f), f.best_weights, describe(f, run, settings, pictures))
     if resumed:
-        start = restore(folder, folds + controls)
-        take_back(settings.save_dir, run, folds, lambda f: weights_path(settings, f))
         log.repeat(folds + controls)
+        for f in folds:
+            if f.best_epoch:
+                save_best(f)
         print(f"goes on in epoch {start[0] + 1}, after {start[1]} steps of it")
     else:
-        moved = set_aside(settings.save_dir)
-        if moved:
-            print(f"weights of an earlier run moved to {moved}")
         keep_start(folder, pictures, parts, heads, teacher, teacher_weights, threads)
         keeper.save(*start)
 
@@ -113,7 +120,7 @@ def main(argv=None):
                 continue
             log.scores(f.name, f.history[-1])
             if f.best_epoch == epoch and f in folds:
-                save_weights(weights_path(settings, f), f.student, describe(f, run, settings, pictures))
+                save_best(f)
         print_epoch(epoch, folds, active, seconds, settings)
         if controls:
             print_epoch(epoch, controls, active, seconds, settings)
@@ -122,18 +129,20 @@ def main(argv=None):
     with keeper:
         train(folds + controls, pictures, parts, trunk, settings, threads, on_epoch, keeper.after_step, start)
     failed = [f"{f.name} stopped at {f.failed}" for f in folds + controls if f.failed]
-    whole = [i for i in range(len(folds)) if all(group[i].history for group in (folds, controls) if group)]
-    if not whole:
+    folds = [f for f in folds if f.history]
+    if not folds:
         stops.advice = ""
         raise InputError("; ".join(failed))
-    folds, controls = ([group[i] for i in whole if group] for group in (folds, controls))
+    controls = [f for f in controls if f.history and f.index in [g.index for g in folds]]
+    if len(controls) < len(folds):
+        controls = []  # a student without its twin: there is nothing to compare by picture
 
     # The report: every picture once, by the student that never saw it
     whole_teacher = paddle.nn.Sequential(Trunk(), paddle.nn.Linear(*heads[trained[0]].weight.shape))
     networks = {name: cost(layer, [3, settings.image_size, settings.image_size], threads)
                 for name, layer in (("student", folds[0].student), ("teacher", whole_teacher))}
     report = build_report(folds, controls, teacher, pictures, parts, networks)
-    report.update(run=run, settings=settings.to_json(), versions=runtime.versions())
+    report.update(run=run, failed=failed, settings=settings.to_json(), versions=runtime.versions())
     print("\n" + write_report(folder, report, folds, controls, teacher, pictures))
     for f, figures in zip(folds, report["folds"]):
         update_about(weights_path(settings, f), temperature=figures["temperature"])
@@ -174,7 +183,7 @@ def describe(fold, run, settings, pictures):
         "preprocessing": {"square": square_side(settings.image_size), "centre_crop": settings.image_size,
                           "channels": "RGB", "mean": MEAN, "std": STD},
         "architecture": "MobileNetV2", "freeze_depth": settings.freeze_depth, "fold": fold.index,
-        "num_folds": settings.num_folds, "epoch": fold.best_epoch, "scores": fold.history[-1], "run": run,
+        "num_folds": settings.num_folds, "epoch": fold.best_epoch, "scores": fold.history[fold.best_epoch - 1], "run": run,
         "settings": settings.to_json(), "versions": runtime.versions()}
 
 
@@ -190,5 +199,5 @@ if __name__ == "__main__":
             error = "out of memory; lower --batch_size or --image_size in a new run, or close other programs"
         sys.exit(f"error: {error}" + (f"; {stops.advice}" if stops.advice else ""))
     except Stopped as stopped:
-        print(f"stopped; {stops.advice or 'nothing is saved yet'}", file=sys.stderr)
+        print(f"stopped; {stops.advice or 'nothing new is saved'}", file=sys.stderr)
         sys.exit(128 + stopped.args[0])

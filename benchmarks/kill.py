@@ -60,6 +60,8 @@ def main():
         while len(kills) < args.kills or os.path.exists(os.path.join(where, "killed")):
             logs = os.path.join(where, "killed", "logs")
             states = glob.glob(os.path.join(logs, "*", "state-*.npz"))
+            for unfinished in glob.glob(os.path.join(logs, "*", "*.tmp")):
+                os.remove(unfinished)  # of an earlier kill, or it would count twice
             process = (start("main.py", "--resume", os.path.dirname(states[0]), "--save_minutes", "0") if states else
                        start(*run, *places("killed"), "--save_minutes", "0"))
             try:

@@ -9,7 +9,7 @@ import pytest
 
 from inference import load_students
 from models.student_model import Student
-from utils.checkpoint import imagenet_weights, load_into, read_about, read_arrays, save_weights, set_aside, \
+from utils.checkpoint import arrays_of, imagenet_weights, load_into, read_about, read_arrays, save_weights, set_aside, \
     update_about
 from utils.settings import InputError
 
@@ -19,7 +19,7 @@ ABOUT = {"categories": ["纸", "b"], "image_size": 32, "freeze_depth": 14, "fold
 def test_weights_and_json_round_trip(tmp_path):
     path = str(tmp_path / "best_model_fold0.pdparams")
     student, other = Student(2, scale=0.25), Student(2, scale=0.25)
-    save_weights(path, student, ABOUT)
+    save_weights(path, arrays_of(student), ABOUT)
     load_into(other, read_arrays(path), path)
     for (name, a), b in zip(student.state_dict().items(), other.state_dict().values()):
         np.testing.assert_array_equal(a.numpy(), b.numpy(), err_msg=name)
@@ -69,7 +69,7 @@ def test_a_crafted_pickle_runs_nothing(tmp_path):
 def test_files_that_do_not_fit_say_why(tmp_path):
     path = str(tmp_path / "w.pdparams")
     student = Student(2, scale=0.25)
-    save_weights(path, student, ABOUT)
+    save_weights(path, arrays_of(student), ABOUT)
     with pytest.raises(InputError, match=r"w.pdparams does not fit Student: misshapen classifier.weight \[1024, 2\]"):
         load_into(Student(3, scale=0.25), read_arrays(path), path)
     with pytest.raises(InputError, match="does not fit ResNet: missing conv1.weight, .* more"):
@@ -104,7 +104,7 @@ def test_missing_or_foreign_json(tmp_path):
 
 def test_a_temperature_is_added_to_what_is_known(tmp_path):
     path = str(tmp_path / "w.pdparams")
-    save_weights(path, Student(2, scale=0.25), ABOUT)
+    save_weights(path, arrays_of(Student(2, scale=0.25)), ABOUT)
     update_about(path, temperature=1.5)
     assert read_about(path) == {**ABOUT, "temperature": 1.5} and len(os.listdir(tmp_path)) == 2
 
@@ -113,10 +113,24 @@ def test_earlier_runs_are_kept(tmp_path):
     student = Student(2, scale=0.25)
     for run, where in (("first", None), ("second", "first"), ("first", "second"), ("last", "first-2")):
         assert set_aside(str(tmp_path)) == (where and str(tmp_path / where))
-        save_weights(str(tmp_path / "best_model_fold0.pdparams"), student, {**ABOUT, "run": run})
+        save_weights(str(tmp_path / "best_model_fold0.pdparams"), arrays_of(student), {**ABOUT, "run": run})
     assert json.loads((tmp_path / "first" / "best_model_fold0.json").read_text("utf-8"))["run"] == "first"
     (tmp_path / "best_model_fold0.json").write_text('{"run": "../../elsewhere"}')
     assert set_aside(str(tmp_path)) == str(tmp_path / "elsewhere")
+
+
+def test_a_resumed_run_leaves_its_own_weights_and_sets_others_aside(tmp_path):
+    def write(run, *folds):
+        for k in folds:
+            save_weights(str(tmp_path / f"best_model_fold{k}.pdparams"), {"w": np.ones(1)}, {**ABOUT, "run": run})
+    assert set_aside(str(tmp_path), but="mine") is None
+    write("mine", 0, 1)
+    assert set_aside(str(tmp_path), but="mine") is None and len(os.listdir(tmp_path)) == 4
+    write("theirs", 1)
+    assert set_aside(str(tmp_path), but="mine") == str(tmp_path / "theirs")
+    assert os.listdir(tmp_path) == ["theirs"] and len(os.listdir(tmp_path / "theirs")) == 4
+    (tmp_path / "best_model_fold0.pdparams").write_text("whose?")
+    assert os.path.basename(set_aside(str(tmp_path), but="mine")).startswith("before-")
 
 
 def test_a_download_with_the_wrong_md5_is_not_used(monkeypatch, tmp_path):

@@ -13,7 +13,7 @@ from conftest import run_program, write_picture
 from odd_files import BAD, BGR, FORMATS, NAMES, OPENCV, SCENE, make_odd, ocv
 
 from models.student_model import Student
-from utils.checkpoint import save_weights
+from utils.checkpoint import arrays_of, save_weights
 from utils.data_utils import UnreadablePicture, load_pictures, read_picture, walk
 from utils.plots import contact_sheet
 from utils.settings import InputError
@@ -171,7 +171,7 @@ def test_a_category_that_is_not_utf8_is_named_before_the_training(folder, tmp_pa
 def student(tmp_path_factory):
     path = str(tmp_path_factory.mktemp("student") / "s.pdparams")
     paddle.seed(0)
-    save_weights(path, Student(2, freeze_depth=0),
+    save_weights(path, arrays_of(Student(2, freeze_depth=0)),
                  {"categories": ["odd", "plain"], "image_size": 32, "freeze_depth": 0})
     return path
 

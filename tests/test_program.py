@@ -1,5 +1,6 @@
 """The two programs as a user starts them: files, exit codes, and one line for every wrong option."""
 import csv
+import dataclasses
 import glob
 import json
 import os
@@ -13,8 +14,9 @@ from scipy.special import softmax
 import inference
 import main
 from models.student_model import Student
-from utils.checkpoint import save_weights
+from utils.checkpoint import arrays_of, save_weights
 from utils.settings import InputError, table
+from utils.state import ended
 
 
 def test_sample_run_leaves_everything_behind(sample):
@@ -149,7 +151,7 @@ def test_inference_divides_by_the_temperature_and_can_be_unsure(sample, tmp_path
     student(paddle.randn([64, 3, 32, 32]))
     answers = {}
     for name, temperature, limit in (("plain", 1, 0), ("twice", 2, 0), ("careful", 1, None)):
-        save_weights(str(tmp_path / f"{name}.pdparams"), student, {**about, "freeze_depth": 0,
+        save_weights(str(tmp_path / f"{name}.pdparams"), arrays_of(student), {**about, "freeze_depth": 0,
                                                                                "temperature": temperature})
         if limit is None:
             confidences = sorted(float(r["confidence"]) for r in answers["plain"])
@@ -226,6 +228,27 @@ def test_main_keeps_an_earlier_run_and_says_so(sample):
     assert sorted(f for f in os.listdir(where / "saved") if f != earlier and f[0] != ".") == ["best_model_fold1.json",
                                                                              "best_model_fold1.pdparams"]
     assert "80 of 240 pictures" in done.stdout
+
+
+def test_a_fold_that_fails_is_named_and_the_report_covers_the_others(sample, tmp_path, monkeypatch):
+    where, _ = sample
+    build = main.build_fold
+
+    def poisoned(*args):
+        fold = build(*args)
+        if fold.name == "fold1":
+            fold.settings = dataclasses.replace(fold.settings, feature_weight=float("nan"))
+        return fold
+    monkeypatch.setattr(main, "build_fold", poisoned)
+    with pytest.raises(InputError, match=r"^fold1 stopped at epoch 1, step 1 of \d+: .*lower --base_lr$"):
+        main.main(["--sample", *SHORT, "--num_epochs", "2", "--control", "--data_dir", str(where / "sample"), "--cache_dir",
+                   str(where / "cache"), "--log_dir", str(tmp_path / "logs"), "--save_dir", str(tmp_path / "saved")])
+    (run,) = (tmp_path / "logs").iterdir()
+    report = json.loads((run / "report.json").read_text("utf-8"))
+    assert [f["fold"] for f in report["folds"]] == [0, 2] and report["out_of_fold"]["pictures"] == 160
+    assert "control_cross_fitted" in report["out_of_fold"] and report["failed"][0].startswith("fold1 stopped at epoch 1")
+    assert "note: fold1 stopped at epoch 1" in (run / "report.txt").read_text("utf-8")
+    assert ended(str(run)) and not (tmp_path / "saved" / "best_model_fold1.pdparams").exists()
 
 
 def test_weights_of_the_wrong_network_are_refused(sample, tmp_path):

@@ -2,7 +2,6 @@
 import dataclasses
 import os
 import shutil
-from types import SimpleNamespace
 
 import numpy as np
 import paddle
@@ -11,10 +10,9 @@ from test_training import TinyTrunk, weights_of
 
 from models.teacher_model import fit_heads
 from utils import runtime
-from utils.checkpoint import read_about, save_weights, set_aside
 from utils.data_utils import load_pictures, stratified_parts
 from utils.settings import InputError, parse
-from utils.state import Keeper, end, ended, keep_start, read_start, restore, take_back
+from utils.state import Keeper, end, ended, keep_start, read_start
 from utils.train_utils import build_fold, control_settings, train
 
 
@@ -39,7 +37,7 @@ def run(settings, folder, cuts=(), resumed=False, fail=None):
     paddle.seed(5)
     trunk = runtime.frozen(TinyTrunk(), [3, 32, 32])
     keeper = Keeper(folder, folds, 100)
-    start = restore(folder, folds) if resumed else (0, 0)
+    start = keeper.restore() if resumed else (0, 0)
     if not resumed:
         keeper.save(0, 0)
 
@@ -61,6 +59,7 @@ def assert_same(folds, others):
     for f, g in zip(folds, others):
         assert f.history == g.history and (f.best_epoch, f.best_accuracy) == (g.best_epoch, g.best_accuracy)
         np.testing.assert_array_equal(f.probabilities, g.probabilities)
+        assert f.best_weights and all(np.array_equal(v, g.best_weights[k]) for k, v in f.best_weights.items())
         for name, value in weights_of(f).items():
             np.testing.assert_array_equal(value, weights_of(g)[name], err_msg=f"{f.name} {name}")
         for a, b in zip(f.optimizer.state_dict().values(), g.optimizer.state_dict().values()):
@@ -92,8 +91,9 @@ def test_a_torn_state_is_noticed_and_the_one_before_it_is_used(settings, tmp_pat
     os.mkdir(folder)
     run(settings, folder, [(0, 2), (0, 4)])
     folds, *_ = build(settings)
-    _, newest = sorted(os.path.join(folder, n) for n in os.listdir(folder))
-    assert restore(folder, folds) == (0, 4)
+    keeper = Keeper(folder, folds, 0)
+    before, newest = sorted(os.path.join(folder, n) for n in os.listdir(folder))
+    assert keeper.restore() == (0, 4)
     with open(newest, "rb") as f:
         content = bytearray(f.read())
     content[len(content) // 2] ^= 1  # one bit
@@ -101,13 +101,19 @@ def test_a_torn_state_is_noticed_and_the_one_before_it_is_used(settings, tmp_pat
         with open(newest, "wb") as f:
             f.write(damaged)
         capsys.readouterr()
-        assert restore(folder, folds) == (0, 2)
+        assert keeper.restore() == (0, 2)
         printed = capsys.readouterr().out
         assert printed.count("\n") == 1 and f"{newest} is damaged" in printed and "before it is used" in printed
+    keeper.after_step(0, 3)  # it goes on from there: the whole one is kept until the new one is whole, the damaged one not
+    third = newest.replace("4.npz", "3.npz")
+    assert sorted(os.listdir(folder)) == [os.path.basename(p) for p in (before, third)]
+    keeper.after_step(0, 4)
+    keeper.after_step(0, 4)  # no second time
+    assert sorted(os.listdir(folder)) == [os.path.basename(p) for p in (third, newest)]
     for name in os.listdir(folder):
         os.truncate(os.path.join(folder, name), 100)
     with pytest.raises(InputError, match="no state in .* is whole"):
-        restore(folder, folds)
+        keeper.restore()
 
 
 def test_a_state_runs_no_code(tmp_path):
@@ -117,7 +123,7 @@ def test_a_state_runs_no_code(tmp_path):
     for name in ("state-000001-000000000.npz", "start.npz"):
         np.savez(tmp_path / name, about=np.array([Crafted()]), labels=np.array([Crafted()]))
     with pytest.raises(InputError, match="no state .* is whole"):
-        restore(str(tmp_path), [])
+        Keeper(str(tmp_path), [], 0).restore()
     with pytest.raises(InputError, match="start.npz is damaged.*pickle"):
         read_start(str(tmp_path), None, None, None, 1)
     assert not (tmp_path / "owned").exists()
@@ -131,9 +137,6 @@ def test_pictures_parts_and_weights_must_be_as_they_were(settings, folder, tmp_p
     pictures, parts = load()
     features = np.random.default_rng(0).normal(size=(1, len(pictures), 5)).astype("float32")
     heads = fit_heads(features, pictures.labels, parts, [0, 2], settings)
-    with pytest.raises(InputError, match="has saved no state"):
-        read_start(where, pictures, parts, weights, 2)
-    (tmp_path / "state-000000-000000000.npz").write_text("")
     keep_start(where, pictures, parts, heads, np.eye(27, 3), weights, 2)
     again, teacher = read_start(where, pictures, parts, weights, 2)
     assert list(again) == [0, 2] and capsys.readouterr().out == ""
@@ -179,8 +182,8 @@ def test_settings_of_a_resumed_run(tmp_path):
     (where / "state-000001-000000000.npz").write_text("")
     assert parse(["--resume", "--log_dir", str(tmp_path)]) == (settings, False, str(where))
     assert parse(["--resume", str(where)])[0] == settings
-    free = parse(["--resume", str(where), "--threads", "7", "--cache_dir", "elsewhere", "--num_folds", "3"])[0]
-    assert free == dataclasses.replace(settings, threads=7, cache_dir="elsewhere")
+    free = parse(["--resume", str(where), "--threads", "7", "--save_dir", "elsewhere", "--num_folds", "3"])[0]
+    assert free == dataclasses.replace(settings, threads=7, save_dir="elsewhere")
     for wrong, both in (("--num_epochs 60", "--num_epochs 60: .* began with 50"), ("--seed 1", "--seed 1: .* with 42"),
                         ("--categories b a", "--categories b a: .* with a b"), ("--control", "control True: .* False"),
                         ("--base_lr 1", "--base_lr 1.0: .* with 0.0001"), ("--folds 1", "--folds 1: .* with none")):
@@ -189,6 +192,8 @@ def test_settings_of_a_resumed_run(tmp_path):
     with pytest.raises(InputError, match="nowhere: not a run"):
         parse(["--resume", "nowhere"])
     assert not ended(str(where))
+    with pytest.raises(InputError, match="has saved no state"):
+        ended(str(tmp_path))
     (where / "report.json").write_text("{}")
     (where / "start.npz").write_text("")
     assert not ended(str(where))  # stopped while the report was written
@@ -196,29 +201,6 @@ def test_settings_of_a_resumed_run(tmp_path):
     assert ended(str(where)) and sorted(os.listdir(where)) == ["copies.csv", "folds.csv", "left_out.csv", "report.json",
                                                               "settings.json"]
     assert parse(["--resume", "--log_dir", str(tmp_path)])[2] == str(where)  # it will say that it has ended
-
-
-def test_weights_that_another_run_has_set_aside_come_back(tmp_path):
-    saved = str(tmp_path / "models_saved")
-    folds = [SimpleNamespace(index=k, best_epoch=k) for k in range(3)]  # fold 0 has no best epoch yet
-
-    def path_of(fold):
-        return os.path.join(saved, f"best_model_fold{fold.index}.pdparams")
-
-    def write(run):
-        set_aside(saved)
-        for f in folds:
-            save_weights(path_of(f), paddle.nn.Linear(1, 1), {"categories": ["a", "b"], "image_size": 32,
-                                                              "freeze_depth": 0, "run": run})
-    write("mine")
-    take_back(saved, "mine", folds, path_of)
-    write("theirs")
-    take_back(saved, "mine", folds, path_of)
-    assert read_about(path_of(folds[2]))["run"] == "mine"
-    assert read_about(os.path.join(saved, "theirs", "best_model_fold2.pdparams"))["run"] == "theirs"
-    os.remove(path_of(folds[1]))
-    with pytest.raises(InputError, match="best_model_fold1.pdparams of run mine is gone"):
-        take_back(saved, "mine", folds, path_of)
 
 
 def test_a_run_that_the_disk_cannot_hold_is_refused_before_it_trains(settings, tmp_path, monkeypatch):

@@ -11,6 +11,9 @@ import zipfile
 import pytest
 from conftest import ROOT, SHORT, run_program
 
+import main
+from utils.settings import InputError
+
 WINDOWS = os.name == "nt"
 
 
@@ -75,9 +78,10 @@ def test_stopped_by_ctrl_c_terminated_and_killed_it_ends_the_same(whole):
     command = f"python main.py --resume {run}"
     assert printed[-1] == f"stopped; to go on: {command}\n"
     for end in (signal.SIGTERM, signal.SIGKILL):
+        (where / "stopped" / "saved" / "best_model_fold0.json").unlink(missing_ok=True)  # the state has all that it needs
         process, printed = started([*command.split()[1:], "--save_minutes", "0"], "each epoch")
         assert "\ngoes on in epoch " in "".join(printed)
-        time.sleep(1)
+        time.sleep(0.5)
         process.send_signal(end)
         printed += process.stdout.readlines()
         if end == signal.SIGTERM:
@@ -97,9 +101,20 @@ def test_before_the_first_save_there_is_nothing_to_go_on_with(whole):
     process, printed = started([*args, *places(where, "early")], "fold 0:")
     process.send_signal(signal.SIGINT)
     printed += process.stdout.readlines()
-    assert process.wait() == 130 and printed[-1] == "stopped; nothing is saved yet\n"
-    done = run_program("main.py", "--resume", "--log_dir", str(where / "early" / "logs"))
-    assert done.returncode == 1 and "nothing to resume" in done.stderr
+    assert process.wait() == 130 and printed[-1] == "stopped; nothing new is saved\n"
+    with pytest.raises(InputError, match="nothing to resume"):
+        main.main(["--resume", "--log_dir", str(where / "early" / "logs")])
+
+
+@pytest.mark.skipif(WINDOWS, reason="signals of Unix")
+def test_a_second_ctrl_c_stops_at_once():
+    code = ("import time; from utils.process import stops; stops.listen(); stops.training = True\n"
+            "print('ready', flush=True); time.sleep(5); print('waits', flush=True); time.sleep(60)")
+    process, _ = started(["-c", code], "ready")
+    process.send_signal(signal.SIGINT)
+    assert process.stdout.readline() + process.stdout.readline() == "\nstops after this step; once more to stop at once\n"
+    process.send_signal(signal.SIGINT)
+    assert process.wait(timeout=4) == -signal.SIGINT
 
 
 @pytest.mark.skipif(WINDOWS, reason="needs a small tmpfs")
@@ -107,7 +122,7 @@ def test_a_full_disk_ends_the_run_with_one_line_and_what_was_there_stays(whole, 
     where, args, *_ = whole
     small = tmp_path / "small"
     small.mkdir()
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=600m", "none", str(small)], capture_output=True).returncode:
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=800m", "none", str(small)], capture_output=True).returncode:
         pytest.skip("no right to mount a tmpfs")
     try:
         (small / "logs").mkdir()

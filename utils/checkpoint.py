@@ -107,9 +107,13 @@ def write_whole(path, write):
         raise
 
 
-def save_weights(path, layer, about):
-    """Write a layer's weights to `path` and the dict `about` as JSON beside it."""
-    arrays = {k: v.numpy() for k, v in layer.state_dict().items()}
+def arrays_of(layer):
+    """{name: array} of a layer's parameters and statistics, copied."""
+    return {k: np.array(v.numpy()) for k, v in layer.state_dict().items()}
+
+
+def save_weights(path, arrays, about):
+    """Write {name: array} to `path` and the dict `about` as JSON beside it."""
     write_whole(path, lambda f: pickle.dump(arrays, f, protocol=4))
     _write_about(path, about)
 
@@ -150,23 +154,24 @@ def read_about(path):
     return about
 
 
-def set_aside(save_dir):
-    """Move the weights of an earlier run from save_dir to save_dir/<that run>; returns the folder, or None."""
+def set_aside(save_dir, but=None):
+    """Move the weights of an earlier run from save_dir to save_dir/<that run>; returns the folder, or None.
+
+    Those of the run `but` stay, where no others are among them.
+    """
     os.makedirs(save_dir, exist_ok=True)
     old = [n for n in sorted(os.listdir(save_dir)) if n.startswith("best_model_fold")
            and os.path.isfile(os.path.join(save_dir, n))]
-    if not old:
-        return None
-    run = None
+    runs = set()
     for name in old:
-        if name.endswith(".json"):
-            try:
-                with open(os.path.join(save_dir, name), encoding="utf-8") as f:
-                    run = os.path.basename(json.load(f)["run"])
-                break
-            except (ValueError, KeyError, TypeError):
-                continue
-    folder = new_folder(save_dir, run or time.strftime("before-%Y%m%d-%H%M%S"))
+        try:
+            with open(about_path(os.path.join(save_dir, name)), encoding="utf-8") as f:
+                runs.add(os.path.basename(json.load(f)["run"]))
+        except (OSError, ValueError, KeyError, TypeError):
+            runs.add("")  # nobody knows whose it is
+    if runs <= {but}:
+        return None
+    folder = new_folder(save_dir, max(runs - {but}) or time.strftime("before-%Y%m%d-%H%M%S"))
     for name in old:
         shutil.move(os.path.join(save_dir, name), os.path.join(folder, name))
     return folder

@@ -136,7 +136,7 @@ def load_pictures(data_dir, image_size, categories=(), cache_dir="data/cache", c
         except UnreadablePicture as e:  # it could be read when the run began
             raise InputError(f"{candidates[row]!r} cannot be read any more: {e}") from e
         if _fingerprint(data_dir, candidates[row]) != found[row]:  # no epoch may see another picture than the others
-            raise InputError(f"{candidates[row]!r} has changed since the run began; start it again")
+            raise InputError(f"{candidates[row]!r} has changed since the run began")
         return to_square(picture, square_side(image_size))
     paths = [candidates[r] for r in rows]
     number = {c: i for i, c in enumerate(categories)}

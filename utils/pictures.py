@@ -48,6 +48,8 @@ def read_picture(path):
     except OSError as e:
         raise UnreadablePicture(e.strerror or str(e)) from e
     except cv2.error as e:
+        if e.code == cv2.Error.StsNoMem:
+            raise MemoryError from e  # says nothing of the file
         raise UnreadablePicture(TOO_LARGE if "MAX_IMAGE" in str(e) else "cannot be decoded") from e
 
 
@@ -62,19 +64,18 @@ def _decode(data):
             raise UnreadablePicture(TOO_LARGE)  # OpenCV finds that out behind asking for the memory of all of them
         data = _still(data)
     if data.startswith(b"\x89PNG"):
-        at = 8
+        at, kept = 8, [data[:8]]
         while at < len(data) and data[at:at + 8] != b"\0\0\0\0IEND":
             end = at + 12 + int.from_bytes(data[at:at + 4], "big")
-            if data[at + 4:at + 8] == b"acTL":  # OpenCV shows whatever it finds in memory where an animated picture is damaged
-                data = data[:at] + data[end:]
-            else:
-                at = end
+            if data[at + 4:at + 8] != b"acTL":  # OpenCV shows whatever it finds in memory where an animated picture is damaged
+                kept.append(data[at:end])
+            at = end
         if at >= len(data):  # OpenCV would find that out too, after 11 seconds and with 3 GB of memory
             raise UnreadablePicture(UNKNOWN)
-        data = data[:at + 12]  # it would look further
+        data = b"".join(kept) + data[at:at + 12]  # it would look further
     if data.startswith(JPEG_2000) and cv2.__version__.startswith("4.11."):  # a damaged one kills the process
         raise UnreadablePicture("JPEG 2000, which needs OpenCV 4.12")
-    netpbm = NETPBM.match(data)
+    netpbm = NETPBM.match(data[:4096])
     if netpbm and netpbm[3] not in (b"255", b"65535"):  # would come out too dark
         raise UnreadablePicture(f"greatest value {netpbm[3].decode()}, can only be 255 or 65535")
     file = np.frombuffer(data, np.uint8)

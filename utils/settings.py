@@ -81,7 +81,7 @@ class Settings:
                           choices=("auto", "cpu", "gpu"))
     threads: int = setting(0, "processor cores to use; 0 uses all", 0, 4096, free=True)
     log_dir: str = setting("logs", "one sub-folder per run: report, plots, scalars, VisualDL")
-    save_dir: str = setting("models_saved", "best weights of each fold")
+    save_dir: str = setting("models_saved", "best weights of each fold", free=True)
     save_minutes: float = setting(10.0, "longest time between two saves of what --resume needs, minutes; an epoch that "
                                   "ends is saved too, at most once a minute", 0, free=True)
     show: bool = setting(False, "open windows for pictures (they are saved as files in any case)", free=True)
@@ -153,7 +153,7 @@ def parse(argv=None, description=None):
     given = {k: tuple(v) if isinstance(v, list) else v
              for k, v in vars(parser.parse_args(argv)).items() if v is not None}
     sample, folder = given.pop("sample"), given.pop("resume", None)
-    if sample:
+    if sample and not folder:
         given = {**SAMPLE, **given}
     if folder == NEWEST:
         folder = newest_run(given.get("log_dir", Settings.log_dir))

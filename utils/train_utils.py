@@ -16,7 +16,7 @@ from sklearn.utils.class_weight import compute_class_weight
 
 from models.student_model import Prefix, Student, dropout_mask
 from models.teacher_model import Head
-from utils.checkpoint import load_into
+from utils.checkpoint import arrays_of, load_into
 from utils.data_utils import DROPOUT, MIXUP, VIEW, epoch_order, prefetch
 from utils.loss import distillation_loss, feature_loss
 from utils.settings import Settings
@@ -38,6 +38,7 @@ class Fold:
     pictures: np.ndarray          # part `index`, on which the student is validated
     best_accuracy: float = -1.0
     best_epoch: int = 0
+    best_weights: dict = field(default_factory=dict)   # {name: array} of the student at its best epoch
     probabilities: list = field(default_factory=list)  # per epoch: validation, float32 [len(pictures), C]
     history: list = field(default_factory=list)  # one dict of scores per epoch
     sums: paddle.Tensor = None    # running in this epoch: loss, right answers, pictures, steps before a loss not finite
@@ -240,7 +241,7 @@ def train(folds, pictures, parts, trunk, settings, threads, on_epoch=None, on_st
                                   val_accuracy=accuracy))
             f.probabilities.append(p)
             if accuracy > f.best_accuracy:
-                f.best_accuracy, f.best_epoch = accuracy, epoch + 1
+                f.best_accuracy, f.best_epoch, f.best_weights = accuracy, epoch + 1, arrays_of(f.student)
         if on_epoch:
             on_epoch(epoch + 1, active, time.time() - began)
     pool.shutdown()
