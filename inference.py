@@ -171,5 +171,7 @@ if __name__ == "__main__":
         main()
     except (InputError, OSError) as error:
         sys.exit(f"error: {error}")
+    except MemoryError:
+        sys.exit("error: out of memory; lower --batch_size, or close other programs")
     except KeyboardInterrupt:
         sys.exit(130)

@@ -116,7 +116,7 @@ def main(argv=None):
 
     def on_epoch(epoch, active, seconds):
         for f in active:
-            if f.failed:
+            if f.failed:  # it has no scores of this epoch
                 continue
             log.scores(f.name, f.history[-1])
             if f.best_epoch == epoch and f in folds:

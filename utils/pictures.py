@@ -67,7 +67,8 @@ def _decode(data):
         at, kept = 8, [data[:8]]
         while at < len(data) and data[at:at + 8] != b"\0\0\0\0IEND":
             end = at + 12 + int.from_bytes(data[at:at + 4], "big")
-            if data[at + 4:at + 8] != b"acTL":  # OpenCV shows whatever it finds in memory where an animated picture is damaged
+            # OpenCV shows whatever it finds in memory where an animated picture is damaged
+            if data[at + 4:at + 8] != b"acTL":
                 kept.append(data[at:end])
             at = end
         if at >= len(data):  # OpenCV would find that out too, after 11 seconds and with 3 GB of memory

@@ -57,7 +57,8 @@ def lock(save_dir):
                 who = "process {pid} on {host}, since {since}".format(**json.load(f))
         except (OSError, ValueError, KeyError):
             who = "another process"
-        raise InputError(f"{save_dir} is in use by {who}; wait for it, or choose another folder with --save_dir") from None
+        raise InputError(f"{save_dir} is in use by {who}; wait for it, or choose another folder with "
+                         "--save_dir") from None
     about = dict(pid=os.getpid(), host=socket.gethostname(), since=time.strftime("%Y-%m-%d %H:%M:%S"))
     write_whole(holder, lambda f: f.write(json.dumps(about).encode()))
     return held

@@ -152,7 +152,8 @@ def report_text(report):
     oof, names, folds = report["out_of_fold"], report["category_names"], report["folds"]
     best, teacher = oof[report["headline"]], oof["teacher"]
     lines = [f"Out of fold: {oof['pictures']} of {oof['of']} pictures, each judged once, by a student that never "
-             "saw it.", *(f"note: {f}" for f in report.get("failed", [])), "", f"{'':34}accuracy (95 % interval)  macro F1  calibration error, raw"]
+             "saw it.", *(f"note: {f}" for f in report.get("failed", [])), "",
+             f"{'':34}accuracy (95 % interval)  macro F1  calibration error, raw"]
     for name in TITLES:
         if name in oof:
             f, (low, high) = oof[name], oof[name]["accuracy_interval"]

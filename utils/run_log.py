@@ -159,7 +159,8 @@ def print_copies(copies, given, settings, most=20):
     if conflicts:
         print("probable label errors: these copies carry different labels:")
         for paths in list(conflicts.values())[:most]:
-            print("  " + ", ".join(map(printable, paths[:most])) + (f" and {len(paths) - most} more" if len(paths) > most else ""))
+            print("  " + ", ".join(map(printable, paths[:most]))
+                  + (f" and {len(paths) - most} more" if len(paths) > most else ""))
         if len(conflicts) > most:
             print(f"  and {len(conflicts) - most} more groups; copies.csv in the folder of this run has them all")
 

@@ -39,7 +39,9 @@ class Keeper:
     def __init__(self, folder, folds, minutes):
         self.folder, self.folds, self.minutes, self.saved = folder, folds, minutes, time.monotonic()
         self.whole = None  # the newest state that is known to be whole
-        needed = 2 * sum(4 * a.nbytes for f in folds for name, a in _arrays(f).items() if not name.startswith("optim"))
+        numbers = sum(int(np.prod(v.shape)) for f in folds for layer in (f.student, f.regressor) if layer
+                      for v in layer.state_dict().values())
+        needed = 2 * 4 * 4 * numbers  # two states; weight, two moments, best weight; float32
         free = shutil.disk_usage(folder).free + sum(map(os.path.getsize, _states(folder)))
         if needed > free:
             raise InputError(f"the state of this run takes {needed / 1e9:.2f} GB and {folder} has {free / 1e9:.2f} GB "
@@ -65,7 +67,7 @@ class Keeper:
             self.save(epoch, 0)
 
     def save(self, epoch, step):
-        """Write a state, unless this point has one; the one before it is kept, all others go. Raises Stopped if asked to."""
+        """Write a state, unless this point has one; the one before it is kept, all others go. Raises Stopped if asked."""
         path = os.path.join(self.folder, f"state-{epoch:06}-{step:09}.npz")
         if path != self.whole:
             for old in glob.glob(os.path.join(glob.escape(self.folder), "state-*")):
@@ -128,8 +130,10 @@ def _arrays(fold):
 
 
 def _moments(optimizer):
-    """{parameter and kind: Tensor} of the state of Adam, none before its first step. Paddle ends the names with a number
-    that depends on which fold's first step came first."""
+    """{parameter and kind: Tensor} of the state of Adam, none before its first step.
+
+    Paddle ends the names with a number that depends on which fold's first step came first: it is cut off.
+    """
     return {k.rsplit("_", 1)[0]: v for k, v in optimizer.state_dict().items() if isinstance(v, paddle.Tensor)}
 
 
@@ -147,15 +151,15 @@ def read_start(folder, pictures, parts, teacher_weights, threads):
     about, arrays = _read(os.path.join(folder, "start.npz"))
     for key, value in _machine(threads).items():
         if value != about["machine"][key]:
-            print(f"note: this run began with {key} {about['machine'][key]}, now it is {value}: the last bits of the result "
-                  "may differ")
+            print(f"note: this run began with {key} {about['machine'][key]}, now it is {value}: the last bits of the "
+                  "result may differ")
     before = dict(zip(about["paths"], zip(arrays["labels"].tolist(), arrays["checksums"].tolist())))
     now = dict(zip(pictures.paths, zip(pictures.labels.tolist(), checksums(pictures, threads).tolist())))
     for what, names in (("gone", before.keys() - now), ("new", now.keys() - before),
                         ("changed", [p for p in now if now[p] != before.get(p, now[p])])):
         if names:
-            raise InputError(f"{pictures.data_dir} is not as it was when this run began: {len(names)} pictures are {what}, "
-                             f"such as {sorted(names)[0]}; put them back, or start a new run")
+            raise InputError(f"{pictures.data_dir} is not as it was when this run began: {len(names)} pictures are "
+                             f"{what}, such as {sorted(names)[0]}; put them back, or start a new run")
     if about["categories"] != pictures.categories or not np.array_equal(parts, arrays["parts"]):
         raise InputError("the pictures are cut into other parts than when this run began (--groups, or another version "
                          "of scikit-learn or of this program); start a new run")
