@@ -25,7 +25,7 @@ from utils.checkpoint import imagenet_weights, new_folder, save_weights, set_asi
 from utils.copies import copy_rows, find_copies, group_pictures, read_groups
 from utils.cost import cost
 from utils.data_utils import find_categories, load_pictures, stratified_parts
-from utils.process import Stopped, lock, stops
+from utils.process import Stopped, lock, stops, writable
 from utils.report import all_answers, build_report, write_report
 from utils.run_log import RunLog, print_copies, print_epoch, print_pictures, record_run
 from utils.settings import RANDOM, InputError, parse
@@ -47,8 +47,9 @@ def main(argv=None):
     categories = find_categories(settings.data_dir, settings.categories)
     teacher_weights = imagenet_weights("teacher_weights", settings.teacher_weights)
     student_weights = imagenet_weights("student_weights", settings.student_weights)
+    for option in ("log_dir", "save_dir"):
+        writable(option, getattr(settings, option))
     held = lock(settings.save_dir)  # noqa: F841  for as long as this function runs
-    os.makedirs(settings.log_dir, exist_ok=True)
 
     # Pictures, and the parts that they are cut into
     pictures = load_pictures(settings.data_dir, settings.image_size, categories, settings.cache_dir,

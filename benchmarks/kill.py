@@ -4,9 +4,8 @@
     python benchmarks/kill.py --kills 30        # recorded in docs/reliability.md
 
 A short run on the sample set saves its state after every step, so that many kills fall into a save. Every process is
-killed (kill -9) at a random moment of its life, start and report included, and the run goes on in the next process, until
-one lives to its end. Then weights, out-of-fold answers and scores must be those of the run that was never stopped, byte
-for byte; else the exit status is 1.
+killed (kill -9): of four, one early in its life, one while it writes its report, two at any moment. The run goes on in the next process, until one lives to its end. Then weights, out-of-fold answers and scores must
+be those of the run that was never stopped, byte for byte; else the exit status is 1.
 """
 import argparse
 import glob
@@ -26,6 +25,15 @@ RUN = ["main.py", "--sample", "--image_size", "32", "--num_folds", "3", "--folds
 def start(*args):
     return subprocess.Popen([sys.executable, *args], cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
                             encoding="utf-8")
+
+
+def lives(process, seconds):
+    """Whether a process still lives after so many seconds, of which None are all."""
+    try:
+        process.wait(seconds)
+    except subprocess.TimeoutExpired:
+        return True
+    return False
 
 
 def ends(folder):
@@ -57,23 +65,29 @@ def main():
             sys.exit(process.stderr.read())
         seconds, whole = time.time() - began, ends(os.path.join(where, "whole"))
         print(f"never stopped: {seconds:.0f} s", flush=True)
-        while len(kills) < args.kills or os.path.exists(os.path.join(where, "killed")):
-            logs = os.path.join(where, "killed", "logs")
+        logs = os.path.join(where, "killed", "logs")
+        report = os.path.join(logs, "*", "report.json")
+        while len(kills) < args.kills or os.path.exists(logs):
             states = glob.glob(os.path.join(logs, "*", "state-*.npz"))
-            for unfinished in glob.glob(os.path.join(logs, "*", "*.tmp")):
-                os.remove(unfinished)  # of an earlier kill, or it would count twice
+            for left in glob.glob(os.path.join(logs, "*", "*.tmp")) + glob.glob(report):
+                os.remove(left)  # of an earlier kill, or it would count twice
             process = (start("main.py", "--resume", os.path.dirname(states[0]), "--save_minutes", "0") if states else
                        start(*run, *places("killed"), "--save_minutes", "0"))
-            try:
-                process.wait(rng.uniform(0, seconds) if len(kills) < args.kills else None)
-            except subprocess.TimeoutExpired:
+            if len(kills) < args.kills:
+                kind = rng.choice(["early", "late", "any", "any"])
+                while kind == "late" and process.poll() is None and not glob.glob(report):
+                    time.sleep(0.01)
+                alive = lives(process, rng.uniform(0, dict(early=seconds / 5, late=4, any=seconds)[kind]))
+            else:
+                alive = lives(process, None)
+            if alive:
                 process.kill()
                 process.wait()
                 if glob.glob(os.path.join(logs, "*", "*.tmp")):
                     moment = "in a save"
                 elif not (states := sorted(glob.glob(os.path.join(logs, "*", "state-*.npz")))):
                     moment = "before the first state"
-                elif glob.glob(os.path.join(logs, "*", "report.txt")):
+                elif glob.glob(report):
                     moment = "in the report"
                 else:
                     moment = "behind " + os.path.basename(states[-1])

@@ -115,6 +115,14 @@ def test_earlier_runs_are_kept(tmp_path):
         assert set_aside(str(tmp_path)) == (where and str(tmp_path / where))
         save_weights(str(tmp_path / "best_model_fold0.pdparams"), arrays_of(student), {**ABOUT, "run": run})
     assert json.loads((tmp_path / "first" / "best_model_fold0.json").read_text("utf-8"))["run"] == "first"
+    for k in range(2):
+        save_weights(str(tmp_path / f"best_model_fold{k}.pdparams"), arrays_of(student), {**ABOUT, "run": "cut"})
+    (tmp_path / "cut").mkdir()
+    for name in ("best_model_fold0.pdparams", "best_model_fold1.pdparams", "best_model_fold1.json"):  # and killed
+        (tmp_path / name).rename(tmp_path / "cut" / name)
+    assert set_aside(str(tmp_path)) == str(tmp_path / "cut") and len(os.listdir(tmp_path / "cut")) == 4
+    (tmp_path / "best_model_fold0.json").write_text('{"run": ".."}')
+    assert os.path.basename(set_aside(str(tmp_path))).startswith("before-")
     (tmp_path / "best_model_fold0.json").write_text('{"run": "../../elsewhere"}')
     assert set_aside(str(tmp_path)) == str(tmp_path / "elsewhere")
 

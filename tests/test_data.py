@@ -4,11 +4,14 @@ import subprocess
 import sys
 
 import cv2
+import filelock
 import numpy as np
 import pytest
 from conftest import ROOT, write_picture
 
+from utils import data_utils
 from utils.data_utils import epoch_order, load_pictures, prefetch, stratified_parts, walk
+from utils.pictures import UnreadablePicture, read_picture
 from utils.settings import InputError
 
 
@@ -39,6 +42,51 @@ def test_cache_follows_the_files_and_its_limit(folder, tmp_path, picture):
     os.remove(os.path.join(folder, small.paths[-1]))
     with pytest.raises(InputError, match="cannot be read any more"):
         small.square(len(small) - 1)
+
+
+def test_a_read_that_failed_once_is_tried_again_by_the_next_run(folder, tmp_path, monkeypatch):
+    def broken(path):
+        if path.endswith("3.png"):
+            raise UnreadablePicture("Input/output error") from OSError(5, "Input/output error")
+        return read_picture(path)
+    cache = str(tmp_path / "cache")
+    monkeypatch.setattr(data_utils, "read_picture", broken)
+    assert len(load_pictures(folder, 32, cache_dir=cache)) == 24
+    monkeypatch.undo()
+    assert len(load_pictures(folder, 32, cache_dir=cache)) == 27
+
+
+def test_two_runs_decode_one_after_the_other_and_leave_no_unfinished_files(folder, tmp_path):
+    cache = tmp_path / "cache"
+    cache.mkdir()
+    left = cache / f"{'a' * 24}.npy.tmp"  # by a killed run
+    left.write_bytes(bytes(1000))
+    code = ("import sys; sys.path.insert(0, sys.argv[1]); from utils.data_utils import *\n"
+            "print(len(load_pictures(sys.argv[2], 32, cache_dir=sys.argv[3])))")
+    with filelock.FileLock(str(cache / ".lock")):
+        process = subprocess.Popen([sys.executable, "-c", code, ROOT, folder, str(cache)], stdout=subprocess.PIPE,
+                                   encoding="utf-8", env={**os.environ, "PYTHONUNBUFFERED": "1"})
+        assert process.stdout.readline().startswith("waits for another run that decodes")
+        assert left.exists()
+    assert process.stdout.read() == "27\n" and process.wait() == 0
+    assert sorted(n.split(".", 1)[1] for n in os.listdir(cache)) == ["json", "lock", "npy"]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs a small tmpfs")
+def test_a_disk_that_fills_while_pictures_are_stored_is_one_line(folder, tmp_path, monkeypatch):
+    cache = tmp_path / "cache"
+    cache.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=80k", "none", str(cache)], capture_output=True).returncode:
+        pytest.skip("no right to mount a tmpfs")
+    try:
+        with pytest.raises(InputError, match="picture cache needs 0.00 GB .*--cache_dir"):
+            load_pictures(folder, 32, cache_dir=str(cache))
+        monkeypatch.setattr(data_utils, "_make_room", lambda *_: None)  # as if the room went later
+        with pytest.raises(InputError, match="No space left on device; choose another place with --cache_dir"):
+            load_pictures(folder, 32, cache_dir=str(cache))
+        assert os.listdir(cache) == [".lock"]
+    finally:
+        subprocess.run(["umount", "-l", str(cache)], check=True)
 
 
 def test_categories(folder, tmp_path):

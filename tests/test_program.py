@@ -4,6 +4,7 @@ import dataclasses
 import glob
 import json
 import os
+import subprocess
 
 import numpy as np
 import paddle
@@ -54,16 +55,45 @@ def test_sample_run_leaves_everything_behind(sample):
     assert report["networks"]["teacher"]["multiply_adds"] > report["networks"]["student"]["multiply_adds"] > 1e6
 
 
-def test_what_is_in_the_way_is_named(sample, tmp_path, monkeypatch):
-    where, _ = sample
-    (tmp_path / "file").write_text("mine")
+@pytest.fixture
+def closed(tmp_path):
+    """A folder that this user cannot write into."""
+    folder = tmp_path / "closed"
+    folder.mkdir()
+    root = hasattr(os, "geteuid") and os.geteuid() == 0
+    if not root:
+        folder.chmod(0o555)
+    elif subprocess.run(["mount", "-t", "tmpfs", "-o", "ro", "none", str(folder)], capture_output=True).returncode:
+        pytest.skip("no right to mount a tmpfs")
+    yield folder
+    if root:
+        subprocess.run(["umount", "-l", str(folder)], check=True)
+    folder.chmod(0o755)
+
+
+def refused_places(sample, tmp_path, monkeypatch, place):
+    """What main.py says of a place for logs, weights, cache that it cannot use."""
     monkeypatch.chdir(tmp_path)
     for option in ("--log_dir", "--save_dir", "--cache_dir"):
-        places = {"--log_dir": "logs", "--save_dir": "saved", "--cache_dir": "cache", option: "file"}
-        with pytest.raises((InputError, OSError), match="file"):
-            main.main(["--sample", *SHORT, "--data_dir", str(where / "sample"),
+        places = {"--log_dir": "logs", "--save_dir": "saved", "--cache_dir": "cache", option: str(place)}
+        with pytest.raises(InputError, match=f"cannot write .*{place.name}.*; choose another ") as e:
+            main.main(["--sample", *SHORT, "--data_dir", str(sample[0] / "sample"),
                        *(a for pair in places.items() for a in pair)])
+        assert option in str(e.value)
+        yield str(e.value)
+        assert not os.path.exists("logs") or not os.listdir("logs")  # nothing has begun
+
+
+def test_what_is_in_the_way_is_named(sample, tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("mine")
+    assert len(list(refused_places(sample, tmp_path, monkeypatch, tmp_path / "file"))) == 3
     assert (tmp_path / "file").read_text() == "mine"
+
+
+@pytest.mark.skipif(os.name == "nt", reason="permissions of Unix")
+def test_a_place_that_cannot_be_written_to_is_named_before_training(sample, tmp_path, monkeypatch, closed):
+    for message in refused_places(sample, tmp_path, monkeypatch, closed):
+        assert "Read-only file system" in message or "Permission denied" in message
 
 
 def test_inference_repeats_the_out_of_fold_answers(sample):

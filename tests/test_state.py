@@ -167,7 +167,7 @@ def test_pictures_parts_and_weights_must_be_as_they_were(settings, folder, tmp_p
         read_start(where, *load(), weights, 2)
 
 
-def test_settings_of_a_resumed_run(tmp_path):
+def test_settings_of_a_resumed_run(tmp_path, capsys):
     from utils.run_log import record_run
     settings, _, folder = parse(["--num_folds", "3", "--categories", "a", "b", "--log_dir", str(tmp_path)])
     assert folder is None
@@ -201,6 +201,13 @@ def test_settings_of_a_resumed_run(tmp_path):
     assert ended(str(where)) and sorted(os.listdir(where)) == ["copies.csv", "folds.csv", "left_out.csv", "report.json",
                                                               "settings.json"]
     assert parse(["--resume", "--log_dir", str(tmp_path)])[2] == str(where)  # it will say that it has ended
+    assert capsys.readouterr().out == ""
+    lost = tmp_path / "20260102-000000"
+    lost.mkdir()
+    record_run(str(lost), settings, NoPictures, [], [], [])
+    os.utime(lost / "settings.json", (2e9, 2e9))
+    assert parse(["--resume", "--log_dir", str(tmp_path)])[2] == str(where)
+    assert capsys.readouterr().out == f"note: {lost} has saved nothing to go on with\n"
 
 
 def test_a_run_that_the_disk_cannot_hold_is_refused_before_it_trains(settings, tmp_path, monkeypatch):

@@ -101,7 +101,7 @@ def write_whole(path, write):
             f.flush()
             os.fsync(f.fileno())
         os.replace(unfinished, path)
-    except OSError:
+    except BaseException:  # Ctrl-C too
         if os.path.exists(unfinished):
             os.remove(unfinished)  # a full disk needs the room
         raise
@@ -157,21 +157,27 @@ def read_about(path):
 def set_aside(save_dir, but=None):
     """Move the weights of an earlier run from save_dir to save_dir/<that run>; returns the folder, or None.
 
-    Those of the run `but` stay, where no others are among them.
+    Those of the run `but` stay, where no others are among them. Weights go before the JSON that says whose they are, so
+    that a call that was cut short is completed by the next.
     """
     os.makedirs(save_dir, exist_ok=True)
-    old = [n for n in sorted(os.listdir(save_dir)) if n.startswith("best_model_fold")
+    old = [n for n in sorted(os.listdir(save_dir), reverse=True) if n.startswith("best_model_fold")
            and os.path.isfile(os.path.join(save_dir, n))]
     runs = set()
     for name in old:
         try:
             with open(about_path(os.path.join(save_dir, name)), encoding="utf-8") as f:
-                runs.add(os.path.basename(json.load(f)["run"]))
+                run = os.path.basename(json.load(f)["run"])
+                runs.add("" if run in (os.curdir, os.pardir) else run)
         except (OSError, ValueError, KeyError, TypeError):
             runs.add("")  # nobody knows whose it is
     if runs <= {but}:
         return None
-    folder = new_folder(save_dir, max(runs - {but}) or time.strftime("before-%Y%m%d-%H%M%S"))
+    name = max(runs - {but}) or time.strftime("before-%Y%m%d-%H%M%S")
+    folder = os.path.join(save_dir, name)
+    if os.path.lexists(folder) and (not os.path.isdir(folder) or set(old) & set(os.listdir(folder))):
+        folder = new_folder(save_dir, name)
+    os.makedirs(folder, exist_ok=True)
     for name in old:
         shutil.move(os.path.join(save_dir, name), os.path.join(folder, name))
     return folder

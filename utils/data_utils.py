@@ -17,9 +17,11 @@ from typing import Callable
 
 import utils.runtime as runtime  # before cv2
 import cv2
+import filelock
 import numpy as np
 from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
 
+from utils.checkpoint import write_whole
 from utils.pictures import UnreadablePicture, read_picture
 from utils.settings import InputError
 from utils.transforms import square_side, to_square
@@ -107,8 +109,8 @@ def find_categories(data_dir, wanted=()):
 def load_pictures(data_dir, image_size, categories=(), cache_dir="data/cache", cache_gb=16.0, workers=runtime.CORES):
     """Check and decode every file of a data set once, and keep the squares on disk for this and later runs.
 
-    The cache is a memory-mapped .npy file, named after the paths, sizes and times of the files: one changed
-    file makes a new cache, and a finished one never changes. Raises InputError without usable categories.
+    The cache is a .npy file, read through a memory map, named after the paths, sizes and times of the files: one
+    changed file makes a new cache, and a finished one never changes. Raises InputError without usable categories.
     """
     categories = find_categories(data_dir, categories)
     candidates, left_out = [], []
@@ -159,52 +161,68 @@ def _decode_all(data_dir, found, side, cache_dir, cache_gb, workers):
     candidates = [f[0] for f in found]
     key = json.dumps([CACHE_VERSION, cv2.__version__, os.path.abspath(data_dir), side, cache_gb, found])
     name = os.path.join(cache_dir, hashlib.sha256(key.encode()).hexdigest()[:24])
-    try:
+
+    def cached():
         with open(name + ".json", encoding="utf-8") as f:
             return np.load(name + ".npy", mmap_mode="r"), {int(i): reason for i, reason in json.load(f).items()}
+
+    def decode(i):
+        try:
+            return to_square(read_picture(os.path.join(data_dir, candidates[i])), side), None
+        except UnreadablePicture as e:
+            return blank, e
+    blank, reasons, passing = np.zeros((side, side, 3), np.uint8), {}, []
+
+    def write(file):
+        np.lib.format.write_array_header_1_0(file, dict(descr="|u1", fortran_order=False, shape=(stored, *blank.shape)))
+        outcomes = prefetch(decode, range(len(candidates)), workers)
+        for i, (square, error) in enumerate(runtime.progress(outcomes, "checking pictures", len(candidates), "file")):
+            if i < stored:
+                file.write(square.data)
+            if error:
+                reasons[i] = str(error)
+                if isinstance(error.__cause__, OSError) and found[i][-1] is True:
+                    passing.append(i)  # the system failed on a file that it calls readable: next time it may be read
+    try:
+        return cached()
     except (OSError, ValueError):
         pass  # not there yet, or damaged: decode
-
     try:
         os.makedirs(cache_dir, exist_ok=True)
-        stored = min(len(candidates), int(cache_gb * 1e9 / (side * side * 3)))
-        _make_room(cache_dir, stored * side * side * 3, cache_gb * 1e9)
-        unfinished = f"{name}.{os.getpid()}.tmp"
-        array = np.lib.format.open_memmap(unfinished, "w+", np.uint8, (stored, side, side, 3)) if stored else \
-            np.zeros((0, side, side, 3), np.uint8)
-
-        def decode(i):
+        with _one_at_a_time(cache_dir):
             try:
-                square = to_square(read_picture(os.path.join(data_dir, candidates[i])), side)
-            except UnreadablePicture as e:
-                return str(e)
-            if i < stored:
-                array[i] = square
-        reasons = {}
-        outcomes = prefetch(decode, range(len(candidates)), workers)
-        for i, reason in enumerate(runtime.progress(outcomes, "checking pictures", len(candidates), "file")):
-            if reason:
-                reasons[i] = reason
-        if stored:
-            array.flush()
-            del array  # Windows renames closed files only
-            os.replace(unfinished, name + ".npy")
-        else:
-            np.save(name + ".npy", array)
-        with open(unfinished, "w", encoding="utf-8") as f:
-            json.dump(reasons, f)
-        os.replace(unfinished, name + ".json")  # last: with it the cache counts as whole
+                return cached()  # another run has made it meanwhile
+            except (OSError, ValueError):
+                pass
+            stored = min(len(candidates), int(cache_gb * 1e9 / blank.size))
+            _make_room(cache_dir, stored * blank.size, cache_gb * 1e9)
+            write_whole(name + ".npy", write)
+            if not passing:  # with the .json the cache counts as whole
+                write_whole(name + ".json", lambda f: f.write(json.dumps(reasons).encode()))
+            return np.load(name + ".npy", mmap_mode="r"), reasons
     except OSError as e:
         raise InputError(f"cannot write the picture cache {cache_dir}: {e.strerror or e}; choose another place with "
                          "--cache_dir, or a smaller --cache_gb") from e
-    return np.load(name + ".npy", mmap_mode="r"), reasons
+
+
+def _one_at_a_time(cache_dir):
+    """The lock of the cache, held until the `with` ends; the system frees that of a killed process."""
+    held = filelock.FileLock(os.path.join(cache_dir, ".lock"))
+    try:
+        return held.acquire(timeout=1)
+    except filelock.Timeout:
+        print(f"waits for another run that decodes pictures into {cache_dir}")
+        return held.acquire()
 
 
 def _make_room(cache_dir, needed, limit):
-    """Drop the oldest caches (no other files) until `needed` bytes more stay below `limit`.
+    """Drop the oldest caches (no other files) until `needed` bytes more stay below `limit`, and what killed runs left.
 
-    Raises InputError if the disk is too small: a memory-mapped file that finds the disk full kills the process, hence the look ahead.
+    Raises InputError if the disk is too small.
     """
+    for e in os.scandir(cache_dir):
+        if re.fullmatch(r"[0-9a-f]{24}\.npy\.tmp", e.name):
+            os.remove(e.path)
     caches = sorted((e for e in os.scandir(cache_dir) if re.fullmatch(r"[0-9a-f]{24}\.npy", e.name)),
                     key=lambda e: e.stat().st_mtime)
     total = sum(e.stat().st_size for e in caches)

@@ -41,12 +41,22 @@ class Stops:
 stops = Stops()
 
 
+def writable(option, folder):
+    """Make a folder unless it is there. Raises InputError, naming the option, if no file can be written into it."""
+    probe = os.path.join(folder, f".try{os.getpid()}")
+    try:
+        os.makedirs(folder, exist_ok=True)
+        open(probe, "xb").close()
+        os.remove(probe)
+    except OSError as e:
+        raise InputError(f"cannot write to --{option} {folder}: {e.strerror}; choose another folder") from e
+
+
 def lock(save_dir):
     """Refuse a second run into save_dir for as long as this process lives; the system frees the lock of a killed one.
 
     Keep what is returned. Raises InputError that names the process.
     """
-    os.makedirs(save_dir, exist_ok=True)
     held = filelock.FileLock(os.path.join(save_dir, ".lock"))
     holder = os.path.join(save_dir, ".running.json")
     try:

@@ -164,10 +164,15 @@ def parse(argv=None, description=None):
 
 def newest_run(log_dir):
     """The newest run in log_dir that can go on, else the newest that has ended. Raises InputError if there is none."""
-    for mark in ("state-*.npz", "report.json"):
-        found = glob.glob(os.path.join(glob.escape(log_dir), "*", mark))
-        if found:
-            return os.path.dirname(max(found, key=os.path.getmtime))
+    def newest(mark, run="*"):
+        return max(glob.glob(os.path.join(glob.escape(log_dir), run, mark)), key=os.path.getmtime, default=None)
+    found = newest("state-*.npz") or newest("report.json")
+    if found:
+        begun = os.path.dirname(newest("settings.json") or found)
+        run = glob.escape(os.path.basename(begun))
+        if not newest("state-*.npz", run) and not newest("report.json", run):
+            print(f"note: {begun} has saved nothing to go on with")
+        return os.path.dirname(found)
     raise InputError(f"nothing to resume in {log_dir}: no run there has saved its state; name another folder with "
                      "--log_dir, or start a run without --resume")
 
