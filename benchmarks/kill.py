@@ -4,8 +4,9 @@
     python benchmarks/kill.py --kills 30        # recorded in docs/reliability.md
 
 A short run on the sample set saves its state after every step, so that many kills fall into a save. Every process is
-killed (kill -9): of four, one early in its life, one while it writes its report, two at any moment. The run goes on in the next process, until one lives to its end. Then weights, out-of-fold answers and scores must
-be those of the run that was never stopped, byte for byte; else the exit status is 1.
+killed (kill -9): of four, one early in its life, one while it writes its report, two at any moment. The run goes on in
+the next process, until one lives to its end. Then weights, out-of-fold answers and scores must be those of the run that
+was never stopped, byte for byte; else the exit status is 1.
 """
 import argparse
 import glob

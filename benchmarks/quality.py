@@ -19,6 +19,7 @@ import time
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), os.pardir))
 from utils import runtime  # noqa: E402
 import numpy as np  # noqa: E402
+import paddle  # noqa: E402
 
 from data.make_sample import make_sample  # noqa: E402
 from models.teacher_model import extract_features, fit_heads, load_trunk, teacher_predictions  # noqa: E402
@@ -33,6 +34,7 @@ PLAIN = dict(flip_horizontal=0.0, flip_vertical=0.0, rotation=0.0, crop_pad=0, b
              saturation=0.0, hue=0.0, erasing=0.0)
 SEED_RECIPE = dict(alpha=0.5, temperature=4.0, feature_weight=0.0)
 CONTROL = "no teacher (control)"
+FROZEN_NORM = "BatchNorm of the tail as ImageNet left it"
 
 
 def passes(settings):
@@ -44,7 +46,7 @@ def passes(settings):
         (settings, {"default": settings, CONTROL: control_settings(settings),
                     "soft labels (T 4, alpha 0.5) instead of features": with_(**SEED_RECIPE),
                     "soft labels of a head that was not fitted": with_(**SEED_RECIPE),
-                    "no class weights": with_(class_weights="none")}),
+                    "no class weights": with_(class_weights="none"), FROZEN_NORM: settings}),
         (no_mixup, {"no mixup": no_mixup, "no mixup, no teacher": control_settings(no_mixup)}),
         (plain, {"no augmentation": plain, "no augmentation, no teacher": control_settings(plain)})]
 
@@ -81,7 +83,11 @@ def main():
             rng, bound = np.random.default_rng([settings.seed, k]), len(head.mean)**-0.5
             head = head._replace(weight=rng.uniform(-bound, bound, head.weight.shape).astype("float32"),
                                  bias=rng.uniform(-bound, bound, head.bias.shape).astype("float32"))
-        return build_fold(k, pictures.labels, parts, head, arm_settings, student_weights, arm + " fold ")
+        fold = build_fold(k, pictures.labels, parts, head, arm_settings, student_weights, arm + " fold ")
+        for layer in fold.student.features.sublayers() if arm == FROZEN_NORM else ():
+            if isinstance(layer, paddle.nn.BatchNorm2D):
+                layer._use_global_stats = True  # Paddle's own argument, which its MobileNetV2 does not pass on
+        return fold
 
     results = {}
     for number, (stream, arms) in enumerate(passes(settings)):
