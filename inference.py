@@ -17,10 +17,9 @@ import time
 
 from utils import runtime  # first: it sets what paddle and cv2 read when they load
 import numpy as np
-from scipy.special import softmax
 
-from models.student_model import Student
-from utils.checkpoint import load_into, read_about, read_arrays
+from models.student_model import Ensemble, Student
+from utils.checkpoint import EXPORTS, load_into, read_about, read_arrays
 from utils.data_utils import UnreadablePicture, prefetch, read_picture, walk
 from utils.plots import contact_sheet
 from utils.settings import InputError
@@ -34,7 +33,7 @@ UNSURE = "unsure"
 def parse(argv):
     parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model_path", nargs="+", required=True, metavar="FILE", help=".pdparams files of main.py")
+    parser.add_argument("--model_path", nargs="+", required=True, metavar="FILE", help=".pdparams files of main.py, or one file of export.py")
     parser.add_argument("--image_path", required=True, metavar="PATH", help="a picture, or a folder of pictures")
     parser.add_argument("--recursive", action="store_true", help="look into the sub-folders too")
     parser.add_argument("--categories", nargs="+", metavar="NAME", help="only checked against those of the weights file")
@@ -63,47 +62,91 @@ def parse(argv):
 
 
 def load_students(paths, categories=None):
-    """Return (what the files' JSON says of the first, students). All files must agree with each other.
-
-    A student is compiled, takes pictures float32 [B, 3, S, S] and gives calibrated logits, array [B, C].
-    """
+    """Return (what the files' JSON says of the first, [Student], [temperature]). All files must agree with each other."""
     abouts = [read_about(p) for p in paths]
     about = abouts[0]
     for path, other in zip(paths, abouts):
         for key in ("categories", "image_size"):
             if other[key] != about[key]:
                 raise InputError(f"{paths[0]} and {path} do not belong together: {key} {about[key]} and {other[key]}")
-    if categories and list(categories) != about["categories"]:
-        raise InputError(f"--categories {' '.join(categories)} differs from the weights file, whose categories are "
-                         f"{' '.join(about['categories'])}, in this order; leave the option out")
+    check_categories(about, categories)
     students = []
     for path, own in zip(paths, abouts):
-        student = Student(len(own["categories"]), own["freeze_depth"])
-        load_into(student, read_arrays(path), path)
-        run = runtime.frozen(student, [3, about["image_size"], about["image_size"]], runtime.CORES)
-        students.append(lambda x, run=run, t=own.get("temperature", 1.0): run(x).numpy() / t)
-    return about, students
+        students.append(Student(len(own["categories"]), own["freeze_depth"]))
+        load_into(students[-1], read_arrays(path), path)
+        students[-1].eval()
+    return about, students, [own.get("temperature", 1.0) for own in abouts]
 
 
-def predict(paths, students, image_size, batch_size):
+def check_categories(about, wanted):
+    if wanted and list(wanted) != about["categories"]:
+        raise InputError(f"--categories {' '.join(wanted)} differs from the weights file, whose categories are "
+                         f"{' '.join(about['categories'])}, in this order; leave the option out")
+
+
+def load_export(path, threads=runtime.CORES):
+    """run(x) of a file of export.py: array in, probabilities out, array [B, C]. Raises InputError if it is damaged."""
+    if path.endswith(".pdiparams"):
+        run = runtime.predictor(os.path.splitext(path)[0], threads)
+        return lambda x: run(x).numpy()
+    try:
+        import onnxruntime  # here: nothing else needs it
+    except ImportError as e:
+        raise InputError(f"{path} needs ONNX Runtime: pip install -r requirements-export.txt") from e
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads, options.log_severity_level = threads, 3
+    try:
+        session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    except Exception as e:  # it has no class of its own for a damaged file
+        raise InputError(f"{path} is not a usable ONNX model: {e}") from e
+    name = session.get_inputs()[0].name
+    return lambda x: session.run(None, {name: x})[0]
+
+
+def load_model(paths, categories=None):
+    """Return (what the JSON says, answer): answer takes uint8 views, each [S, S, 3], and gives probabilities [B, C].
+
+    `paths`: files of main.py, or one export.
+    """
+    if paths[0].endswith(EXPORTS):
+        if len(paths) > 1:
+            raise InputError(f"--model_path {' '.join(paths)}: an export holds all its folds, give it alone")
+        about = read_about(paths[0])
+        check_categories(about, categories)
+        run = load_export(paths[0])
+    else:
+        about, students, temperatures = load_students(paths, categories)
+        size = about["image_size"]
+        frozen = runtime.frozen(Ensemble(students, temperatures), [3, size, size], runtime.CORES)
+
+        def run(x):
+            return frozen(x).numpy()
+    if about.get("pixels"):
+        return about, lambda views: run(np.stack(views))
+    return about, lambda views: run(normalise(views))
+
+
+def read_views(paths, image_size):
+    """[(uint8 view, None) or (None, why it cannot be read)] of every path."""
+    views = []
+    for path in paths:
+        try:
+            views.append((eval_view(to_square(read_picture(path), square_side(image_size)), image_size), None))
+        except UnreadablePicture as e:
+            views.append((None, str(e)))
+    return views
+
+
+def predict(paths, answer, image_size, batch_size):
     """Yield (path, probabilities [C] or None, reason or None, uint8 view or None), in the order of `paths`.
 
-    Reading runs in threads ahead of the networks; memory holds a few batches, however many pictures there are.
+    Reading runs in threads ahead of the network; memory holds a few batches, however many pictures there are.
     """
-    def load(path):
-        try:
-            return eval_view(to_square(read_picture(path), square_side(image_size)), image_size), None
-        except UnreadablePicture as e:
-            return None, str(e)
-
-    def load_batch(start):
-        return [load(p) for p in paths[start:start + batch_size]]
     starts = range(0, len(paths), batch_size)
-    for start, loaded in zip(starts, prefetch(load_batch, starts, runtime.CORES)):
+    read = prefetch(lambda start: read_views(paths[start:start + batch_size], image_size), starts, runtime.CORES)
+    for start, loaded in zip(starts, read):
         views = [v for v, _ in loaded if v is not None]
-        if views:
-            x = normalise(views)
-            answers = iter(softmax(np.mean([s(x) for s in students], axis=0), axis=1))
+        answers = iter(answer(views) if views else ())
         for path, (view, reason) in zip(paths[start:], loaded):
             yield path, None if view is None else next(answers), reason, view
 
@@ -122,12 +165,12 @@ def main(argv=None):
     args = parse(argv)
     runtime.choose_device("gpu" if args.use_gpu else "cpu")
     paths, left_out = find_pictures(args.image_path, args.recursive)
-    about, students = load_students(args.model_path, args.categories)
+    about, model = load_model(args.model_path, args.categories)
     categories = about["categories"]
     if args.min_confidence and UNSURE in categories:
         raise InputError(f"--min_confidence: one of the categories is itself called '{UNSURE}'; leave the option out")
     rows, sheet = [], []
-    bar = runtime.progress(predict(paths, students, about["image_size"], args.batch_size), "predicting", len(paths),
+    bar = runtime.progress(predict(paths, model, about["image_size"], args.batch_size), "predicting", len(paths),
                            "picture")
     for path, probabilities, reason, view in bar:
         if reason:

@@ -34,7 +34,6 @@ from scipy.special import log_softmax, softmax  # noqa: E402
 import main as program  # noqa: E402
 from data.make_sample import CATEGORIES, draw  # noqa: E402
 from inference import load_students  # noqa: E402
-from utils.checkpoint import read_about  # noqa: E402
 from utils.statistics import calibration_error, fit_temperature  # noqa: E402
 from utils.transforms import eval_view, normalise, square_side, to_square  # noqa: E402
 
@@ -58,15 +57,16 @@ def main():
             places = {f"--{name}_dir": os.path.join(folder, name) for name in ("data", "cache", "log", "save")}
             program.main(["--sample", *(a for pair in places.items() for a in pair)])
             paths = sorted(glob.glob(os.path.join(folder, "save", "*.pdparams")))
-        about, students = load_students(paths)
-        temperatures = [read_about(p).get("temperature", 1.0) for p in paths]
+        about, students, temperatures = load_students(paths)
 
     size = about["image_size"]
     labels = np.arange(PICTURES) % len(CATEGORIES)
     pictures = (cv2.cvtColor(draw(CATEGORIES[c], np.random.default_rng([SEED, c, i])), cv2.COLOR_BGR2RGB)
                 for i, c in enumerate(labels))
     x = normalise([eval_view(to_square(p, square_side(size)), size) for p in pictures])
-    logits = np.stack([np.concatenate([s(x[i:i + 50]) for i in range(0, PICTURES, 50)]) for s in students])
+    networks = [runtime.frozen(s, [3, size, size], runtime.CORES) for s in students]
+    logits = np.stack([np.concatenate([run(x[i:i + 50]).numpy() for i in range(0, PICTURES, 50)]) / t
+                       for run, t in zip(networks, temperatures)])
 
     print(f"\n{PICTURES} new pictures, temperatures " + " ".join(f"{t:.2f}" for t in temperatures))
     print(f"{'':46} accuracy  mean confidence  calibration error  negative log-l.  best temperature")

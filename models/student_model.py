@@ -10,6 +10,8 @@ from paddle import nn
 from paddle.nn import functional as F
 from paddle.vision.models import mobilenet_v2
 
+from utils.transforms import MEAN, STD
+
 BLOCKS = 19  # of MobileNetV2 (Sandler et al. 2018): the first convolution, 17 inverted residuals, the last convolution
 
 
@@ -61,6 +63,39 @@ class Student(nn.Layer):
 
     def forward(self, x):
         return self.tail(self.prefix(x))
+
+
+class Ensemble(nn.Layer):
+    """Students, one or several, as the one network that answers: softmax of the mean of their calibrated logits.
+
+    forward: float32 [B, 3, S, S], normalised -> probabilities [B, C]; with `pixels` uint8 RGB [B, S, S, 3]. A prefix that
+    all students share, as folds of one run do, is computed once.
+    """
+
+    def __init__(self, students, temperatures, pixels=False):
+        super().__init__()
+        first, self.temperatures, self.pixels = students[0], temperatures, pixels
+        frozen = [s.features[:s.freeze_depth].state_dict() for s in students]
+        self.shared = first.freeze_depth if all(
+            s.freeze_depth == first.freeze_depth and all(paddle.equal_all(own[k], v).item() for k, v in frozen[0].items())
+            for s, own in zip(students, frozen)) else 0
+        self.prefix = nn.LayerList(first.features[:self.shared])
+        self.tails = nn.LayerList([nn.LayerList(s.features[self.shared:]) for s in students])
+        self.heads = nn.LayerList([nn.Sequential(s.hidden, s.norm, nn.ReLU(), s.classifier) for s in students])
+
+    def forward(self, x):
+        if self.pixels:
+            x = paddle.transpose(paddle.cast(x, "float32") / 255, [0, 3, 1, 2])
+            x = (x - paddle.to_tensor(MEAN).reshape([1, 3, 1, 1])) / paddle.to_tensor(STD).reshape([1, 3, 1, 1])
+        for block in self.prefix:
+            x = block(x)
+        logits = []
+        for tail, head, temperature in zip(self.tails, self.heads, self.temperatures):
+            y = x
+            for block in tail:
+                y = block(y)
+            logits.append(head(paddle.flatten(F.adaptive_avg_pool2d(y, 1), 1)) / temperature)
+        return F.softmax(paddle.add_n(logits) / len(logits), axis=1)
 
 
 class Prefix(nn.Layer):

@@ -21,6 +21,7 @@ from utils.settings import DOWNLOAD, RANDOM, InputError
 _NUMPY = ("numpy.core.multiarray", "numpy._core.multiarray")
 _ALLOWED = {("numpy", "ndarray"), ("numpy", "dtype"), ("collections", "OrderedDict"), ("_codecs", "encode"),
             *((module, name) for module in _NUMPY for name in ("_reconstruct", "scalar"))}
+EXPORTS = (".onnx", ".pdiparams")  # files that export.py writes
 
 
 class _ArraysOnly(pickle.Unpickler):
@@ -129,7 +130,9 @@ def update_about(path, **changes):
 
 
 def about_path(path):
-    """best_model_fold0.pdparams -> best_model_fold0.json"""
+    """best_model_fold0.pdparams -> best_model_fold0.json; of an export, whose network may be a .json, about.json"""
+    if path.endswith(EXPORTS):
+        return os.path.join(os.path.dirname(path), "about.json")
     return os.path.splitext(path)[0] + ".json"
 
 

@@ -90,19 +90,28 @@ def frozen(layer, input_shape, threads=1):
     with tempfile.TemporaryDirectory() as folder:
         prefix = os.path.join(folder, "net")
         paddle.jit.save(layer, prefix, [paddle.static.InputSpec([None, *input_shape], "float32")])
-        program = prefix + (".json" if os.path.exists(prefix + ".json") else ".pdmodel")  # Paddle 3, Paddle 2
-        config = inference.Config(program, prefix + ".pdiparams")
-        config.disable_gpu()
-        config.enable_mkldnn()
-        config.set_cpu_math_library_num_threads(threads)
-        config.disable_glog_info()
-        predictor = inference.create_predictor(config)
-    source = predictor.get_input_handle(predictor.get_input_names()[0])
-    result = predictor.get_output_handle(predictor.get_output_names()[0])
+        return predictor(prefix, threads)
+
+
+def program(prefix):
+    """The file in which paddle.jit.save describes the network: .json of Paddle 3, .pdmodel of Paddle 2."""
+    return prefix + (".json" if os.path.exists(prefix + ".json") else ".pdmodel")
+
+
+def predictor(prefix, threads):
+    """run(x) of the network that paddle.jit.save wrote to `prefix`: array in, float32 Tensor out, on the CPU."""
+    config = inference.Config(program(prefix), prefix + ".pdiparams")
+    config.disable_gpu()
+    config.enable_mkldnn()
+    config.set_cpu_math_library_num_threads(threads)
+    config.disable_glog_info()
+    network = inference.create_predictor(config)
+    source = network.get_input_handle(network.get_input_names()[0])
+    result = network.get_output_handle(network.get_output_names()[0])
 
     def run(x):
         source.copy_from_cpu(np.ascontiguousarray(x))
-        predictor.run()
+        network.run()
         return paddle.to_tensor(result.copy_to_cpu())
     return run
 

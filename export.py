@@ -1,0 +1,192 @@
+"""Make of trained students a network for other programs: Paddle Inference, or ONNX.
+
+    python export.py --model_path models_saved/best_model_fold0.pdparams              # writes exported/
+    python export.py --model_path models_saved/best_model_fold*.pdparams --pixels     # all folds as one, uint8 pixels in
+    python export.py --model_path models_saved/best_model_fold0.pdparams --format onnx int8   # a quarter of the size
+    python inference.py --model_path exported/model.onnx --image_path photo.jpg       # the same answers
+
+The network gives probabilities: of several students the softmax of the mean of their calibrated logits, their frozen
+blocks computed once. about.json beside it says what goes in. An export is compared with the students themselves on real
+pictures before it gets its name; int8, which is never quite the same, is judged on the pictures that its student never
+saw. Needs requirements-export.txt for ONNX; any laptop does.
+"""
+import argparse
+import csv
+import glob
+import json
+import os
+import shutil
+import sys
+import time
+
+from utils import runtime  # first: it sets what paddle and cv2 read when they load
+import numpy as np
+import paddle
+from scipy.special import softmax
+
+from inference import find_pictures, load_export, load_students, read_views
+from models.student_model import Ensemble
+from utils.settings import InputError
+from utils.transforms import normalise
+
+FORMATS = {"paddle": "model.pdiparams", "onnx": "model.onnx", "int8": "model.int8.onnx"}
+CHECKED = 64  # pictures; and as many others set the ranges of int8
+TOLERANCE = 1e-4  # of a probability
+
+
+def parse(argv):
+    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model_path", nargs="+", required=True, metavar="FILE", help=".pdparams files of main.py")
+    parser.add_argument("--output", default="exported", metavar="FOLDER", help="a new folder (default: exported)")
+    parser.add_argument("--format", nargs="+", choices=FORMATS, default=["paddle", "onnx"],
+                        help="int8: ONNX with whole numbers, smaller, a little less right (default: paddle onnx)")
+    parser.add_argument("--pixels", action="store_true",
+                        help="build the normalisation in: the network takes uint8 RGB [B, S, S, 3]")
+    parser.add_argument("--image_path", metavar="PATH",
+                        help="pictures to compare the answers on (default: those that the students learned from)")
+    return parser.parse_args(argv)
+
+
+def main(argv=None):
+    args = parse(argv)
+    if os.path.lexists(args.output):
+        raise InputError(f"--output {args.output}: exists already; choose another name, or remove it first")
+    runtime.choose_device("cpu")
+    about, students, temperatures = load_students(args.model_path)
+    size = about["image_size"]
+    if "int8" in args.format and len(students) > 1:
+        raise InputError("int8 takes one student: only of one are there pictures that it never saw, to judge it by")
+    views = some_views(args.image_path or about["settings"]["data_dir"], size, 2 * CHECKED)
+    views, others = views[::2], views[1::2] or views
+    # what the training network says, each student for itself
+    with paddle.no_grad():
+        expected = softmax(np.mean([s(paddle.to_tensor(normalise(views))).numpy() / t
+                                    for s, t in zip(students, temperatures)], axis=0), axis=1)
+    about.update(pixels=args.pixels, students=[os.path.basename(p) for p in args.model_path], temperatures=temperatures,
+                 input=f"uint8 [B, {size}, {size}, 3], RGB" if args.pixels else
+                 f"float32 [B, 3, {size}, {size}], RGB, (value / 255 - mean) / std of `preprocessing`",
+                 output="float32 [B, number of categories], probabilities; temperatures are built in")
+    unfinished = args.output.rstrip("/\\") + ".unfinished"
+    shutil.rmtree(unfinished, ignore_errors=True)
+    os.makedirs(unfinished)
+    try:
+        x, other_x = (np.stack(v) if args.pixels else normalise(v) for v in (views, others))
+        write(Ensemble(students, temperatures, args.pixels), size, args, unfinished, other_x)
+        with open(os.path.join(unfinished, "about.json"), "w", encoding="utf-8", errors="backslashreplace") as f:
+            json.dump(about, f, indent=2, ensure_ascii=False)
+        print(f"{len(students)} students, compared with themselves on {len(views)} pictures; {runtime.processor()}, "
+              f"{runtime.CORES} cores\n{'':12}{'MB':>8}{'ms, one alone':>16}{'ms, of 16':>12}{'largest difference':>22}")
+        for name in args.format:
+            check(name, os.path.join(unfinished, FORMATS[name]), x, expected)
+        if "int8" in args.format:
+            judge(os.path.join(unfinished, FORMATS["int8"]), students[0], about)
+        for name in set(FORMATS) - set(args.format):
+            remove(name, unfinished)
+        os.rename(unfinished, args.output)
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+    print(f"to use it: python inference.py --model_path {os.path.join(args.output, FORMATS[args.format[0]])} "
+          "--image_path PICTURE")
+
+
+def some_views(path, size, most):
+    """At most so many views of the pictures at `path`, evenly spread. Raises InputError if there is none."""
+    files, _ = find_pictures(path, recursive=True)
+    chosen = [files[i] for i in np.unique(np.linspace(0, len(files) - 1, most).round().astype(int))] if files else []
+    views = [v for v, _ in read_views(chosen, size) if v is not None]
+    if not views:
+        raise InputError(f"no picture in {path} to compare the answers on; name some with --image_path")
+    return views
+
+
+def write(network, size, args, folder, x):
+    """Write the formats that are asked for, and those that they are made of; x sets the ranges of int8."""
+    prefix, shape = os.path.join(folder, "model"), [None, size, size, 3] if args.pixels else [None, 3, size, size]
+    runtime.freeze(network)
+    paddle.jit.save(network, prefix, [paddle.static.InputSpec(shape, "uint8" if args.pixels else "float32", "pictures")])
+    if args.format == ["paddle"]:
+        return
+    try:
+        import paddle2onnx
+        if "int8" in args.format:
+            from onnxruntime import quantization
+            from onnxruntime.quantization.shape_inference import quant_pre_process
+    except ImportError as e:
+        raise InputError(f"{e}: ONNX needs pip install -r requirements-export.txt; or use --format paddle") from e
+    paddle2onnx.export(runtime.program(prefix), prefix + ".pdiparams", prefix + ".onnx", opset_version=17,
+                       optimize_tool="None", verbose=False)
+    if "int8" in args.format:
+        class Reader(quantization.CalibrationDataReader):
+            left = iter(x)
+
+            def get_next(self):
+                return next(({"pictures": one[None]} for one in self.left), None)
+        folded = prefix + ".folded.onnx"
+        quant_pre_process(prefix + ".onnx", folded, skip_symbolic_shape=True)  # BatchNorm into the convolutions
+        quantization.quantize_static(folded, prefix + ".int8.onnx", Reader(), per_channel=True)
+        os.remove(folded)
+
+
+def remove(name, folder):
+    """Remove what a format that nobody asked for left."""
+    for path in glob.glob(os.path.join(glob.escape(folder), FORMATS[name])) + (
+            [runtime.program(os.path.join(folder, "model"))] if name == "paddle" else []):
+        os.remove(path)
+
+
+def judge(path, student, about):
+    """Print the accuracy of an int8 student and of itself on the pictures of its part, which it never saw."""
+    settings, size = about["settings"], about["image_size"]
+    try:
+        with open(os.path.join(settings["log_dir"], about["run"], "folds.csv"), encoding="utf-8-sig", newline="") as f:
+            rows = [r for r in csv.DictReader(f) if r["part"] == str(about["fold"])]
+    except OSError as e:
+        raise InputError(f"int8 is judged on the pictures that the student never saw, which are not known: {e}") from e
+    read = read_views([os.path.join(settings["data_dir"], r["path"]) for r in rows], size)
+    names = [*about["categories"], *("'" + c for c in about["categories"])]  # as utils/tables.py may have written one
+    labels = np.array([names.index(r["label"]) % len(about["categories"]) for r, (v, _) in zip(rows, read)
+                       if v is not None])
+    views = [v for v, _ in read if v is not None]
+    if not views:
+        raise InputError(f"none of the pictures that the student never saw is in {settings['data_dir']}")
+    whole = runtime.frozen(student, [3, size, size], runtime.CORES)
+    right = {}
+    for name, run in (("int8", load_export(path)), ("float32", lambda x: whole(x).numpy())):
+        pixels = about["pixels"] and name == "int8"
+        answers = [run(np.stack(views[i:i + 32]) if pixels else normalise(views[i:i + 32])).argmax(1)
+                   for i in range(0, len(views), 32)]
+        right[name] = np.concatenate(answers) == labels
+    print(f"on {len(labels)} pictures that it never saw: accuracy {right['float32'].mean():.4f}, as int8 "
+          f"{right['int8'].mean():.4f} ({(right['int8'] & ~right['float32']).sum()} gained, "
+          f"{(right['float32'] & ~right['int8']).sum()} lost)")
+
+
+def check(name, path, x, expected):
+    """Print what an export costs. Raises InputError if it does not answer like the students."""
+    run = load_export(path)
+    answers = np.concatenate([run(x[i:i + 16]) for i in range(0, len(x), 16)])
+    difference = np.abs(answers - expected).max()
+    print(f"{name:12}{os.path.getsize(path) / 1e6:8.2f}{milliseconds(run, x[:1]):16.2f}{milliseconds(run, x[:16]):12.2f}"
+          f"{difference:22.1e}")
+    if name != "int8" and not difference <= TOLERANCE:
+        raise InputError(f"the {name} export answers differently from its students, by {difference:.1e}; not kept")
+
+
+def milliseconds(run, x):
+    """Per picture, the median of ten runs."""
+    seconds = []
+    for _ in range(11):
+        began = time.perf_counter()
+        run(x)
+        seconds.append(time.perf_counter() - began)
+    return 1000 * np.median(seconds[1:]) / len(x)
+
+
+if __name__ == "__main__":
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(errors="backslashreplace")
+    try:
+        main()
+    except (InputError, OSError) as error:
+        sys.exit(f"error: {error}")

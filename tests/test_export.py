@@ -1,0 +1,98 @@
+"""An export answers like its students, in Paddle and in ONNX, and inference.py takes it like them."""
+import csv
+import glob
+import json
+import os
+
+import numpy as np
+import paddle
+import pytest
+from conftest import run_program
+from scipy.special import softmax
+
+import export
+import inference
+from models.student_model import Ensemble, Student
+from utils import runtime
+from utils.settings import InputError
+from utils.transforms import normalise
+
+
+@pytest.fixture(scope="module")
+def weights(sample):
+    """Paths of the sample run's weights, wherever another test's run has moved them."""
+    where, _ = sample
+    return sorted(glob.glob(str(where / "saved" / "**" / "best_model_fold?.pdparams"), recursive=True))[:3]
+
+
+def answers(model, pictures, output):
+    done = run_program("inference.py", "--model_path", *model, "--image_path", pictures, "--recursive", "--output", output)
+    assert done.returncode == 0, done.stderr
+    with open(output, encoding="utf-8") as f:
+        return [(r["path"], r["category"], [float(v) for k, v in r.items() if k.startswith("p_")]) for r in csv.DictReader(f)]
+
+
+@pytest.mark.parametrize("count, pixels", [(3, False), (1, True)])
+def test_exports_answer_like_their_students(sample, weights, tmp_path, capfd, count, pixels):
+    pytest.importorskip("paddle2onnx")
+    pictures, model = str(sample[0] / "sample"), weights[:count]
+    folder = str(tmp_path / "exported")
+    int8 = ["int8"] if count == 1 else []
+    export.main(["--model_path", *model, "--output", folder, "--format", "paddle", "onnx", *int8,
+                 *(["--pixels"] if pixels else [])])
+    assert f"{count} students, compared with themselves on 64 pictures" in capfd.readouterr().out
+    sizes = {name: os.path.getsize(os.path.join(folder, name)) for name in os.listdir(folder)}
+    expected = answers(model, pictures, str(tmp_path / "students.csv"))
+    for name in ("model.onnx", "model.pdiparams"):
+        found = answers([os.path.join(folder, name)], pictures, str(tmp_path / f"{name}.csv"))
+        assert [f[:2] for f in found] == [e[:2] for e in expected] and len(found) == 240
+        np.testing.assert_allclose([f[2] for f in found], [e[2] for e in expected], atol=1e-5)
+    with open(os.path.join(folder, "about.json"), encoding="utf-8") as f:
+        about = json.load(f)
+    assert about["input"].startswith("uint8 [B, 32, 32, 3]" if pixels else "float32 [B, 3, 32, 32]")
+    if int8:
+        assert sizes["model.int8.onnx"] < 0.3 * sizes["model.onnx"]
+    with pytest.raises(InputError, match="exists already"):
+        export.main(["--model_path", *model, "--output", folder])
+    with pytest.raises(InputError, match="give it alone"):
+        inference.load_model([os.path.join(folder, "model.onnx"), *model])
+    with open(os.path.join(folder, "model.onnx"), "r+b") as f:
+        f.truncate(10_000)
+    with pytest.raises(InputError, match="model.onnx is not a usable ONNX model"):
+        inference.load_model([os.path.join(folder, "model.onnx")])
+
+
+def test_several_students_are_averaged_and_share_what_they_have_in_common():
+    views = np.random.default_rng(0).integers(0, 256, (3, 32, 32, 3), np.uint8)
+    x = paddle.to_tensor(normalise(views))
+    paddle.seed(3)
+    students = [Student(4, 5, scale=0.25) for _ in range(3)]
+    apart = Ensemble(students, [1.0, 0.5, 2.0])
+    for s in students[1:]:
+        s.features[:5].set_state_dict(students[0].features[:5].state_dict())
+    for s in students:
+        s.eval()
+    together = Ensemble(students, [1.0, 0.5, 2.0])
+    assert (apart.shared, together.shared) == (0, 5)
+    expected = softmax(np.mean([s(x).numpy() / t for s, t in zip(students, (1, 0.5, 2))], 0), 1)
+    apart.eval()
+    for network in (apart, together):
+        np.testing.assert_allclose(network(x).numpy(), expected, atol=1e-6)
+    pixels = runtime.freeze(Ensemble(students, [1.0, 0.5, 2.0], pixels=True))
+    np.testing.assert_allclose(pixels(paddle.to_tensor(views)).numpy(), expected, atol=1e-5)
+
+
+def test_an_export_that_is_not_the_same_is_not_kept(sample, weights, tmp_path, monkeypatch):
+    monkeypatch.setattr(export, "load_export", lambda path: lambda x: np.full((len(x), 4), 0.25, np.float32))
+    with pytest.raises(InputError, match="answers differently from its students, by .*; not kept"):
+        export.main(["--model_path", weights[0], "--output", str(tmp_path / "exported"), "--format", "paddle"])
+    assert os.listdir(tmp_path) == []
+
+
+def test_wrong_exports_are_one_line(sample, weights, tmp_path):
+    for wrong, why in ((["--image_path", str(tmp_path)], "no picture in"),
+                       (["--model_path", *weights, "--format", "int8"], "int8 takes one student"),
+                       (["--model_path", str(tmp_path / "none.pdparams")], "none.pdparams does not exist")):
+        with pytest.raises(InputError, match=why):
+            export.main(["--model_path", weights[0], "--output", str(tmp_path / "exported"), *wrong])
+    assert os.listdir(tmp_path) == []
