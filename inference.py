@@ -2,6 +2,7 @@
 
     python inference.py --model_path models_saved/best_model_fold0.pdparams --image_path photo.jpg
     python inference.py --model_path models_saved/best_model_fold*.pdparams --image_path folder --output answers.csv
+    python inference.py --model_path models_saved/best_model_fold0.pdparams --image_path folder --explain heat
 
 Categories, picture size, preprocessing and the temperature that makes confidence mean something (Guo et al. 2017) come
 from the JSON beside the weights. Several files average their calibrated logits: measured to be better than averaging
@@ -12,15 +13,18 @@ import argparse
 import glob
 import json
 import os
+import re
 import sys
 import time
 
 from utils import runtime  # first: it sets what paddle and cv2 read when they load
+import cv2
 import numpy as np
 
 from models.student_model import Ensemble, Student
 from utils.checkpoint import EXPORTS, load_into, read_about, read_arrays
 from utils.data_utils import UnreadablePicture, prefetch, read_picture, walk
+from utils.explain import heat_maps, overlay
 from utils.plots import contact_sheet
 from utils.settings import InputError
 from utils.tables import printable, write_csv
@@ -33,7 +37,8 @@ UNSURE = "unsure"
 def parse(argv):
     parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model_path", nargs="+", required=True, metavar="FILE", help=".pdparams files of main.py, or one file of export.py")
+    parser.add_argument("--model_path", nargs="+", required=True, metavar="FILE",
+                        help=".pdparams files of main.py, or one file of export.py")
     parser.add_argument("--image_path", required=True, metavar="PATH", help="a picture, or a folder of pictures")
     parser.add_argument("--recursive", action="store_true", help="look into the sub-folders too")
     parser.add_argument("--categories", nargs="+", metavar="NAME", help="only checked against those of the weights file")
@@ -41,6 +46,8 @@ def parse(argv):
                         help=f"answer '{UNSURE}' below this confidence, 0 to 1; the run's report.txt says which one "
                              "makes how many of the answers right (default: 0)")
     parser.add_argument("--output", metavar="FILE", help="save the answers as .csv or .json")
+    parser.add_argument("--explain", metavar="FOLDER", help="draw beside each picture where the answer comes from, as a "
+                        "heat map, into a new folder")
     parser.add_argument("--batch_size", type=int, default=32, metavar="N", help="pictures at a time (default: 32)")
     parser.add_argument("--use_gpu", action="store_true", help="run on the GPU")
     parser.add_argument("--show", action="store_true", help=f"show the first {SHEET} pictures with their answers")
@@ -58,6 +65,11 @@ def parse(argv):
             raise InputError(f"--output {args.output}: exists already; choose another name, or remove it first")
         if not os.path.isdir(os.path.dirname(args.output) or "."):
             raise InputError(f"--output {args.output}: there is no folder {os.path.dirname(args.output)}")
+    if args.explain:
+        if args.model_path[0].endswith(EXPORTS):
+            raise InputError("--explain: an export gives answers only; name the .pdparams files that it was made of")
+        if os.path.lexists(args.explain):
+            raise InputError(f"--explain {args.explain}: exists already; name a new folder, or remove it first")
     return args
 
 
@@ -169,6 +181,9 @@ def main(argv=None):
     categories = about["categories"]
     if args.min_confidence and UNSURE in categories:
         raise InputError(f"--min_confidence: one of the categories is itself called '{UNSURE}'; leave the option out")
+    if args.explain:
+        _, students, temperatures = load_students(args.model_path)
+        os.makedirs(args.explain)
     rows, sheet = [], []
     bar = runtime.progress(predict(paths, model, about["image_size"], args.batch_size), "predicting", len(paths),
                            "picture")
@@ -180,6 +195,12 @@ def main(argv=None):
         answer = categories[probabilities.argmax()] if confidence >= args.min_confidence else UNSURE
         rows.append([path, answer, round(confidence, 6), *(round(float(p), 6) for p in probabilities)])
         bar.write(f"{printable(path)}  {answer}  {confidence:.4f}", file=sys.stdout)
+        if args.explain:
+            heat = heat_maps(students, temperatures, normalise([view]), probabilities.argmax(keepdims=True))[0]
+            stem = os.path.splitext(os.path.basename(path))[0]
+            name = re.sub(r"[^\w.-]+", "_", f"{len(rows):05}-{answer}-{stem}")[:60] + ".jpg"
+            with open(os.path.join(args.explain, name), "xb") as f:
+                f.write(cv2.imencode(".jpg", cv2.cvtColor(overlay(view, heat), cv2.COLOR_RGB2BGR))[1].tobytes())
         if args.show and len(sheet) < SHEET:
             sheet.append((view, f"{answer} {confidence:.2f}\n{os.path.basename(path)}"))
     for path, reason in left_out:
@@ -189,6 +210,8 @@ def main(argv=None):
 
     if args.output and rows:
         save(args.output, rows, left_out, categories)
+    if args.explain and rows:
+        print(f"heat maps: {args.explain}", file=sys.stderr)
     if sheet:
         path = time.strftime("predictions-%Y%m%d-%H%M%S.png")
         contact_sheet(*zip(*sheet), path, show=True)

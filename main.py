@@ -25,6 +25,7 @@ from utils.checkpoint import imagenet_weights, new_folder, save_weights, set_asi
 from utils.copies import copy_rows, find_copies, group_pictures, read_groups
 from utils.cost import cost
 from utils.data_utils import find_categories, load_pictures, stratified_parts
+from utils.page import write_page
 from utils.process import Stopped, lock, stops, writable
 from utils.report import all_answers, build_report, write_report
 from utils.run_log import RunLog, print_copies, print_epoch, print_pictures, record_run
@@ -144,7 +145,9 @@ def main(argv=None):
                 for name, layer in (("student", folds[0].student), ("teacher", whole_teacher))}
     report = build_report(folds, controls, teacher, pictures, parts, networks)
     report.update(run=run, failed=failed, settings=settings.to_json(), versions=runtime.versions())
-    print("\n" + write_report(folder, report, folds, controls, teacher, pictures))
+    text = write_report(folder, report, folds, controls, teacher, pictures)
+    write_page(folder, text, report, folds, pictures)
+    print("\n" + text)
     for f, figures in zip(folds, report["folds"]):
         update_about(weights_path(settings, f), temperature=figures["temperature"])
     log.results(report, settings.to_json(), all_answers(folds, controls, teacher, pictures.labels),
@@ -152,7 +155,7 @@ def main(argv=None):
     log.close()
     end(folder)
     stops.advice = ""
-    print(f"report, plots, scalars and out_of_fold.csv: {folder}\nweights, one file per fold: {settings.save_dir}\n"
+    print(f"report.html, plots, scalars and out_of_fold.csv: {folder}\nweights, one file per fold: {settings.save_dir}\n"
           f"to use them: python inference.py --model_path {weights_path(settings, folds[0])} --image_path PICTURE")
     if failed:
         raise InputError("; ".join(failed))

@@ -1,4 +1,5 @@
 """Networks: the fast paths equal the plain ones, frozen means frozen, the teacher's heads are logistic regression."""
+import cv2
 import numpy as np
 import paddle
 import pytest
@@ -9,6 +10,7 @@ from sklearn.preprocessing import StandardScaler
 from models.student_model import BLOCKS, Depthwise, Prefix, Student, dropout_mask
 from models.teacher_model import fit_heads, teacher_predictions
 from utils import runtime
+from utils.explain import heat_maps
 from utils.settings import Settings
 
 
@@ -109,3 +111,25 @@ def test_head_k_never_sees_part_k():
     after = fit_heads(features, labels, parts, [0, 1, 2, 3], Settings())
     same = [all(np.array_equal(a, b) for a, b in zip(before[k], after[k])) for k in range(4)]
     assert same == [False, True, False, False]
+
+
+def test_heat_maps_are_grad_cam():
+    paddle.seed(2)
+    students = [Student(4, 3, scale=0.25) for _ in range(2)]
+    x = np.random.default_rng(0).normal(size=(3, 3, 96, 64)).astype("float32")
+    heat = heat_maps(students, [1.0, 2.0], x, np.array([3, 0, 2]))
+    for i, category in enumerate((3, 0, 2)):
+        total = 0
+        for student, temperature in zip(students, (1.0, 2.0)):
+            features = paddle.to_tensor(x[i:i + 1])
+            for block in student.features:
+                features = block(features).detach()
+            features.stop_gradient = False
+            logit = student.head(features.mean([2, 3]))[0, category] / temperature
+            alpha = paddle.grad(logit, features)[0].mean([2, 3], keepdim=True)  # equation 1 of the paper
+            total += (alpha * features).sum(1)[0].numpy()  # equation 2
+        expected = np.maximum(total, 0)
+        assert expected.shape == (3, 2)
+        expected = cv2.resize(expected / max(expected.max(), 1e-12), (64, 96), interpolation=cv2.INTER_CUBIC)
+        np.testing.assert_allclose(heat[i], np.clip(expected, 0, 1), atol=1e-4)
+    assert (heat.max((1, 2)) == 1).any()

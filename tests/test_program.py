@@ -2,8 +2,10 @@
 import csv
 import dataclasses
 import glob
+import html
 import json
 import os
+import re
 import subprocess
 
 import numpy as np
@@ -16,6 +18,8 @@ import inference
 import main
 from models.student_model import Student
 from utils.checkpoint import arrays_of, save_weights
+from utils.page import escaped, image
+from utils.pictures import read_picture
 from utils.settings import InputError, table
 from utils.state import ended
 
@@ -24,7 +28,7 @@ def test_sample_run_leaves_everything_behind(sample):
     where, printed = sample
     (run,) = os.listdir(where / "logs")
     folder = where / "logs" / run
-    files = {"report.txt", "report.json", "out_of_fold.csv", "confusion_matrix.png", "curves.png", "confidence.png",
+    files = {"report.txt", "report.html", "report.json", "out_of_fold.csv", "confusion_matrix.png", "curves.png", "confidence.png",
              "mistakes.png", "mistakes.csv", "scalars.csv",
              "first_pictures.png", "training_views.png", "settings.json", "folds.csv", "left_out.csv",
              "copies.csv"}
@@ -69,6 +73,28 @@ def closed(tmp_path):
     if root:
         subprocess.run(["umount", "-l", str(folder)], check=True)
     folder.chmod(0o755)
+
+
+def test_the_page_of_a_run_holds_all_of_it_and_needs_nothing_else(sample):
+    where, _ = sample
+    run = min(glob.glob(str(where / "logs" / "*")))
+    with open(os.path.join(run, "report.html"), encoding="utf-8") as f, open(os.path.join(run, "report.txt"),
+                                                                           encoding="utf-8") as g:
+        page, text = f.read(), g.read()
+    assert html.escape(text) in page and "num_folds<td>3" in page
+    sources = re.findall(r"""(?:src|href|url)\s*[=(]\s*["']?([^"'\s>]{20})""", page)
+    assert len(sources) > 4 + 8 and all(s.startswith("data:image/") for s in sources) and "http" not in page
+    with open(os.path.join(run, "out_of_fold.csv"), encoding="utf-8") as f:
+        answers = list(csv.DictReader(f))
+    for category in ("Harmful", "Kitchen", "Other", "Recyclable"):
+        for right in (True, False):
+            several = [r for r in answers if r["label"] == category and (r["prediction"] == category) == right]
+            shown = [r for r in several if f"<figcaption>{r['path']}{', 0' if right else ', wrong: ' + r['prediction']}" in page]
+            assert len(shown) == min(4, len(several)), category
+
+
+def test_names_cannot_add_to_the_page():
+    assert "<script" not in image(b"", "png", '"><script>') and escaped("<b>&\"'") == "&lt;b&gt;&amp;&quot;&#x27;"
 
 
 def refused_places(sample, tmp_path, monkeypatch, place):
@@ -155,6 +181,7 @@ def test_readme_lists_the_settings_as_they_are(readme):
     (["--min_confidence", "nan"], "--min_confidence nan"),
     (["--image_path", "requirements.txt"], "nothing in requirements.txt could be predicted"),
     (["--use_gpu"], "no GPU"),
+    (["--explain", "docs"], "--explain docs: exists already"),
 ])
 def test_wrong_use_of_inference(sample, monkeypatch, change, message):
     if change == ["--use_gpu"] and paddle.device.is_compiled_with_cuda():
@@ -200,6 +227,21 @@ def test_inference_divides_by_the_temperature_and_can_be_unsure(sample, tmp_path
     assert sum("  unsure  " in line for line in done.stdout.splitlines()) == 120
     for before, after in zip(answers["plain"], answers["careful"]):
         assert after == before | ({"category": "unsure"} if float(before["confidence"]) < limit else {})
+
+
+def test_heat_maps_are_drawn_beside_the_pictures(sample, tmp_path):
+    where, _ = sample
+    write_picture(str(tmp_path / "in" / "好 1.PNG"), np.full((50, 30, 3), 99, np.uint8))
+    write_picture(str(tmp_path / "in" / ("x" * 200 + ".png")), np.full((50, 30, 3), 200, np.uint8))
+    (tmp_path / "in" / "bad.jpg").write_bytes(b"no picture")
+    inference.main(["--model_path", str(where / "saved" / "best_model_fold0.pdparams"), "--image_path",
+                    str(tmp_path / "in"), "--explain", str(tmp_path / "heat")])
+    first, second = sorted(os.listdir(tmp_path / "heat"))
+    assert first.startswith("00001-") and first.endswith("xxx.jpg") and second.endswith("好_1.jpg")
+    drawn = read_picture(str(tmp_path / "heat" / second))
+    assert drawn.shape == (32, 64, 3) and np.abs(drawn[:, :30].astype(int) - 99).max() < 20
+    with pytest.raises(InputError, match="export gives answers only"):
+        inference.main(["--model_path", "model.onnx", "--image_path", "in", "--explain", "heat"])
 
 
 def test_a_category_called_unsure(sample, tmp_path):
