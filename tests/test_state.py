@@ -186,7 +186,7 @@ def test_settings_of_a_resumed_run(tmp_path, capsys):
     assert free == dataclasses.replace(settings, threads=7, save_dir="elsewhere")
     for wrong, both in (("--num_epochs 60", "--num_epochs 60: .* began with 50"), ("--seed 1", "--seed 1: .* with 42"),
                         ("--categories b a", "--categories b a: .* with a b"), ("--control", "control True: .* False"),
-                        ("--base_lr 1", "--base_lr 1.0: .* with 0.0001"), ("--folds 1", "--folds 1: .* with none")):
+                        ("--base_lr 1", "--base_lr 1.0: .* with 0.001"), ("--folds 1", "--folds 1: .* with none")):
         with pytest.raises(InputError, match=both):
             parse(["--resume", str(where), *wrong.split()])
     with pytest.raises(InputError, match="nowhere: not a run"):

@@ -64,7 +64,7 @@ class Settings:
     num_epochs: int = setting(50, "longest training, epochs", 1, 100000)
     warmup_epochs: int = setting(5, "linear rise of the learning rate, epochs; mixup starts after it", 0)
     patience: int = setting(10, "a fold stops after this many epochs without a better validation accuracy", 1)
-    base_lr: float = setting(1e-4, "highest learning rate of Adam", 1e-9, 10)
+    base_lr: float = setting(1e-3, "highest learning rate of Adam", 1e-9, 10)
     weight_decay: float = setting(1e-4, "L2 penalty", 0, 10)
     # views of a picture in training
     flip_horizontal: float = setting(0.5, "probability of a mirrored view", 0, 1)
@@ -113,7 +113,7 @@ class Settings:
 
 # What `--sample` changes: pictures drawn by data/make_sample.py, networks that need no download.
 SAMPLE = dict(data_dir="data/sample", image_size=48, teacher_weights=RANDOM, student_weights=RANDOM, freeze_depth=7,
-              dropout=0.2, num_epochs=24, warmup_epochs=2, base_lr=1e-3, crop_pad=3)
+              dropout=0.2, num_epochs=24, warmup_epochs=2, crop_pad=3)
 
 GROUPS = {"data_dir": "pictures", "num_folds": "folds", "teacher_weights": "networks", "temperature": "method",
           "flip_horizontal": "views of a picture in training", "device": "machine and places"}
