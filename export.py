@@ -16,8 +16,8 @@ import glob
 import json
 import logging
 import os
-import shutil
 import sys
+import tempfile
 import time
 
 from utils import runtime  # first: it sets what paddle and cv2 read when they load
@@ -25,9 +25,10 @@ import numpy as np
 import paddle
 from scipy.special import softmax
 
-from inference import find_pictures, load_export, load_students, read_views
+from inference import expand, find_pictures, load_export, load_students, read_views
 from models.student_model import Ensemble
 from utils.settings import InputError
+from utils.tables import FORMULA
 from utils.transforms import normalise
 
 FORMATS = {"paddle": "model.pdiparams", "onnx": "model.onnx", "int8": "model.int8.onnx"}
@@ -46,7 +47,9 @@ def parse(argv):
                         help="build the normalisation in: the network takes uint8 RGB [B, S, S, 3]")
     parser.add_argument("--image_path", metavar="PATH",
                         help="pictures to compare the answers on (default: those that the students learned from)")
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    args.model_path = expand(args.model_path)
+    return args
 
 
 def main(argv=None):
@@ -58,7 +61,7 @@ def main(argv=None):
     size = about["image_size"]
     if "int8" in args.format and len(students) > 1:
         raise InputError("int8 takes one student: only of one are there pictures that it never saw, to judge it by")
-    views = some_views(args.image_path or about["settings"]["data_dir"], size, 2 * CHECKED)
+    views = some_views(args.image_path or about.get("settings", {}).get("data_dir", "?"), size, 2 * CHECKED)
     views, others = views[::2], views[1::2] or views
     # what the training network says, each student for itself
     with paddle.no_grad():
@@ -68,10 +71,9 @@ def main(argv=None):
                  input=f"uint8 [B, {size}, {size}, 3], RGB" if args.pixels else
                  f"float32 [B, 3, {size}, {size}], RGB, (value / 255 - mean) / std of `preprocessing`",
                  output="float32 [B, number of categories], probabilities; temperatures are built in")
-    unfinished = args.output.rstrip("/\\") + ".unfinished"
-    shutil.rmtree(unfinished, ignore_errors=True)
-    os.makedirs(unfinished)
-    try:
+    with tempfile.TemporaryDirectory(dir=os.path.dirname(os.path.abspath(args.output))) as place:
+        unfinished = os.path.join(place, "exported")
+        os.mkdir(unfinished)
         x, other_x = (np.stack(v) if args.pixels else normalise(v) for v in (views, others))
         write(Ensemble(students, temperatures, args.pixels), size, args, unfinished, other_x)
         with open(os.path.join(unfinished, "about.json"), "w", encoding="utf-8", errors="backslashreplace") as f:
@@ -85,15 +87,13 @@ def main(argv=None):
         for name in set(FORMATS) - set(args.format):
             remove(name, unfinished)
         os.rename(unfinished, args.output)
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
     print(f"to use it: python inference.py --model_path {os.path.join(args.output, FORMATS[args.format[0]])} "
           "--image_path PICTURE")
 
 
 def some_views(path, size, most):
     """At most so many views of the pictures at `path`, evenly spread. Raises InputError if there is none."""
-    files, _ = find_pictures(path, recursive=True)
+    files = find_pictures(path, recursive=True)[0] if os.path.lexists(path) else []
     chosen = [files[i] for i in np.unique(np.linspace(0, len(files) - 1, most).round().astype(int))] if files else []
     views = [v for v, _ in read_views(chosen, size) if v is not None]
     if not views:
@@ -115,8 +115,9 @@ def write(network, size, args, folder, x):
             import onnxruntime
             from onnxruntime import quantization
             from onnxruntime.quantization.shape_inference import quant_pre_process
-    except ImportError as e:
-        raise InputError(f"{e}: ONNX needs pip install -r requirements-export.txt; or use --format paddle") from e
+    except (ImportError, ValueError) as e:  # ValueError: with Paddle 2
+        raise InputError(f"{e}: ONNX needs Paddle 3 and pip install -r requirements-export.txt; or use --format "
+                         "paddle") from e
     paddle2onnx.export(runtime.program(prefix), prefix + ".pdiparams", prefix + ".onnx", opset_version=17,
                        optimize_tool="None", verbose=False)
     if "int8" in args.format:
@@ -145,19 +146,21 @@ def remove(name, folder):
 
 def judge(path, student, about):
     """Print the accuracy of an int8 student and of itself on the pictures of its part, which it never saw."""
-    settings, size = about["settings"], about["image_size"]
+    size = about["image_size"]
     try:
-        with open(os.path.join(settings["log_dir"], about["run"], "folds.csv"), encoding="utf-8-sig", newline="") as f:
-            rows = [r for r in csv.DictReader(f) if r["part"] == str(about["fold"])]
-    except OSError as e:
+        settings = about["settings"]
+        with open(os.path.join(settings["log_dir"], about["run"], "folds.csv"), encoding="utf-8", newline="") as f:
+            rows = [(r["path"], r["label"]) for r in csv.DictReader(f) if r["part"] == str(about["fold"])]
+    except (OSError, KeyError) as e:
         raise InputError(f"int8 is judged on the pictures that the student never saw, which are not known: {e}") from e
-    read = read_views([os.path.join(settings["data_dir"], r["path"]) for r in rows], size)
-    names = [*about["categories"], *("'" + c for c in about["categories"])]  # as utils/tables.py may have written one
-    labels = np.array([names.index(r["label"]) % len(about["categories"]) for r, (v, _) in zip(rows, read)
-                       if v is not None])
+    names = {("'" if c[0] in FORMULA else "") + c: i for i, c in enumerate(about["categories"])}
+    rows = [(p[1:] if label[0] == "'" and label[1:2] in FORMULA else p, names[label]) for p, label in rows if label in names]
+    read = read_views([os.path.join(settings["data_dir"], p) for p, _ in rows], size)
+    labels = np.array([label for (_, label), (v, _) in zip(rows, read) if v is not None])
     views = [v for v, _ in read if v is not None]
-    if not views:
-        raise InputError(f"none of the pictures that the student never saw is in {settings['data_dir']}")
+    if len(views) < len(rows) or not rows:
+        raise InputError(f"only {len(views)} of the {len(rows)} pictures that the student never saw are in "
+                         f"{settings['data_dir']} and can be read; int8 is judged on all of them")
     whole = runtime.frozen(student, [3, size, size], runtime.CORES)
     right = {}
     for name, run in (("int8", load_export(path)), ("float32", lambda x: whole(x).numpy())):
@@ -198,3 +201,7 @@ if __name__ == "__main__":
         main()
     except (InputError, OSError) as error:
         sys.exit(f"error: {error}")
+    except MemoryError:
+        sys.exit("error: out of memory; close other programs")
+    except KeyboardInterrupt:
+        sys.exit(130)

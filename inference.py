@@ -52,8 +52,7 @@ def parse(argv):
     parser.add_argument("--use_gpu", action="store_true", help="run on the GPU")
     parser.add_argument("--show", action="store_true", help=f"show the first {SHEET} pictures with their answers")
     args = parser.parse_args(argv)
-    # Windows shells pass * on as it is
-    args.model_path = [f for pattern in args.model_path for f in sorted(glob.glob(pattern)) or [pattern]]
+    args.model_path = expand(args.model_path)
     if args.batch_size < 1:
         raise InputError(f"--batch_size {args.batch_size}: must be at least 1")
     if not 0 <= args.min_confidence <= 1:
@@ -65,12 +64,19 @@ def parse(argv):
             raise InputError(f"--output {args.output}: exists already; choose another name, or remove it first")
         if not os.path.isdir(os.path.dirname(args.output) or "."):
             raise InputError(f"--output {args.output}: there is no folder {os.path.dirname(args.output)}")
+    if args.use_gpu and args.model_path[0].endswith(EXPORTS):
+        raise InputError("--use_gpu: exports run on the processor here; leave the option out")
     if args.explain:
         if args.model_path[0].endswith(EXPORTS):
             raise InputError("--explain: an export gives answers only; name the .pdparams files that it was made of")
         if os.path.lexists(args.explain):
             raise InputError(f"--explain {args.explain}: exists already; name a new folder, or remove it first")
     return args
+
+
+def expand(patterns):
+    """The files that they name: shells of Windows pass * on as it is."""
+    return [f for pattern in patterns for f in sorted(glob.glob(pattern)) or [pattern]]
 
 
 def load_students(paths, categories=None):
@@ -99,7 +105,11 @@ def check_categories(about, wanted):
 def load_export(path, threads=runtime.CORES):
     """run(x) of a file of export.py: array in, probabilities out, array [B, C]. Raises InputError if it is damaged."""
     if path.endswith(".pdiparams"):
-        run = runtime.predictor(os.path.splitext(path)[0], threads)
+        prefix = os.path.splitext(path)[0]
+        try:
+            run = runtime.predictor(prefix, threads)
+        except (RuntimeError, ValueError) as e:  # a page of Paddle's C++
+            raise InputError(f"{path} and {runtime.program(prefix)} are not a usable Paddle model") from e
         return lambda x: run(x).numpy()
     try:
         import onnxruntime  # here: nothing else needs it
@@ -183,7 +193,6 @@ def main(argv=None):
         raise InputError(f"--min_confidence: one of the categories is itself called '{UNSURE}'; leave the option out")
     if args.explain:
         _, students, temperatures = load_students(args.model_path)
-        os.makedirs(args.explain)
     rows, sheet = [], []
     bar = runtime.progress(predict(paths, model, about["image_size"], args.batch_size), "predicting", len(paths),
                            "picture")
@@ -197,6 +206,7 @@ def main(argv=None):
         bar.write(f"{printable(path)}  {answer}  {confidence:.4f}", file=sys.stdout)
         if args.explain:
             heat = heat_maps(students, temperatures, normalise([view]), probabilities.argmax(keepdims=True))[0]
+            os.makedirs(args.explain, exist_ok=True)
             stem = os.path.splitext(os.path.basename(path))[0]
             name = re.sub(r"[^\w.-]+", "_", f"{len(rows):05}-{answer}-{stem}")[:60] + ".jpg"
             with open(os.path.join(args.explain, name), "xb") as f:

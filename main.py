@@ -145,11 +145,11 @@ def main(argv=None):
                 for name, layer in (("student", folds[0].student), ("teacher", whole_teacher))}
     report = build_report(folds, controls, teacher, pictures, parts, networks)
     report.update(run=run, failed=failed, settings=settings.to_json(), versions=runtime.versions())
+    for f, figures in zip(folds, report["folds"]):
+        update_about(weights_path(settings, f), temperature=figures["temperature"])
     text = write_report(folder, report, folds, controls, teacher, pictures)
     write_page(folder, text, report, folds, pictures)
     print("\n" + text)
-    for f, figures in zip(folds, report["folds"]):
-        update_about(weights_path(settings, f), temperature=figures["temperature"])
     log.results(report, settings.to_json(), all_answers(folds, controls, teacher, pictures.labels),
                 pictures.labels[np.concatenate([f.pictures for f in folds])])
     log.close()

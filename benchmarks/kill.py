@@ -84,19 +84,19 @@ def main():
             if alive:
                 process.kill()
                 process.wait()
+                states = sorted(glob.glob(os.path.join(logs, "*", "state-*.npz")))
                 if glob.glob(os.path.join(logs, "*", "*.tmp")):
                     moment = "in a save"
-                elif not (states := sorted(glob.glob(os.path.join(logs, "*", "state-*.npz")))):
-                    moment = "before the first state"
                 elif glob.glob(report):
                     moment = "in the report"
                 else:
-                    moment = "behind " + os.path.basename(states[-1])
+                    moment = "behind " + os.path.basename(states[-1]) if states else "before the first state"
                 kills.append(moment)
                 print(f"kill {len(kills)}: {moment}", flush=True)
-                continue
+                if states or not glob.glob(report):
+                    continue
             error = process.stderr.read()
-            same = process.returncode == 0 and ends(os.path.join(where, "killed")) == whole
+            same = (process.returncode == 0 or alive) and ends(os.path.join(where, "killed")) == whole
             runs, wrong = runs + 1, wrong + (not same)
             print(f"run {runs} ended: " + ("the same, byte for byte" if same else f"NOT THE SAME\n{error}"), flush=True)
             shutil.rmtree(os.path.join(where, "killed"))

@@ -121,6 +121,7 @@ def test_earlier_runs_are_kept(tmp_path):
     for name in ("best_model_fold0.pdparams", "best_model_fold1.pdparams", "best_model_fold1.json"):  # and killed
         (tmp_path / name).rename(tmp_path / "cut" / name)
     assert set_aside(str(tmp_path)) == str(tmp_path / "cut") and len(os.listdir(tmp_path / "cut")) == 4
+    (tmp_path / "best_model_fold0.json.tmp").write_text("of a killed run")
     (tmp_path / "best_model_fold0.json").write_text('{"run": ".."}')
     assert os.path.basename(set_aside(str(tmp_path))).startswith("before-")
     (tmp_path / "best_model_fold0.json").write_text('{"run": "../../elsewhere"}')

@@ -49,11 +49,21 @@ def test_a_read_that_failed_once_is_tried_again_by_the_next_run(folder, tmp_path
         if path.endswith("3.png"):
             raise UnreadablePicture("Input/output error") from OSError(5, "Input/output error")
         return read_picture(path)
-    cache = str(tmp_path / "cache")
-    monkeypatch.setattr(data_utils, "read_picture", broken)
-    assert len(load_pictures(folder, 32, cache_dir=cache)) == 24
+    cache, decoded = str(tmp_path / "cache"), []
+    whole = load_pictures(folder, 32, cache_dir=cache)
+    (array,) = (name for name in os.listdir(cache) if name.endswith(".npy"))
+    os.remove(os.path.join(cache, array))  # as another data set's cache makes it go
+    monkeypatch.setattr(data_utils, "read_picture", lambda path: decoded.append(path) or broken(path))
+    for count in (27, 27 + 3):  # the second time only those that failed
+        pictures = load_pictures(folder, 32, cache_dir=cache)
+        assert len(pictures) == 24 and len(decoded) == count
+        assert [p for p, why in pictures.left_out if why == "Input/output error"] == sorted(
+            f"{c}/3.png" for c in pictures.categories)
     monkeypatch.undo()
-    assert len(load_pictures(folder, 32, cache_dir=cache)) == 27
+    again = load_pictures(folder, 32, cache_dir=cache)
+    assert again.paths == whole.paths
+    for i in range(27):
+        np.testing.assert_array_equal(again.square(i), whole.square(i))
 
 
 def test_two_runs_decode_one_after_the_other_and_leave_no_unfinished_files(folder, tmp_path):

@@ -56,9 +56,12 @@ def test_exports_answer_like_their_students(sample, weights, tmp_path, capfd, co
         export.main(["--model_path", *model, "--output", folder])
     with pytest.raises(InputError, match="give it alone"):
         inference.load_model([os.path.join(folder, "model.onnx"), *model])
-    with open(os.path.join(folder, "model.onnx"), "r+b") as f:
-        f.truncate(10_000)
-    with pytest.raises(InputError, match="model.onnx is not a usable ONNX model"):
+    for name, why in (("model.onnx", "model.onnx is not a usable ONNX model"), ("model.pdiparams", "not a usable Paddle")):
+        os.truncate(os.path.join(folder, name), 10_000)
+        with pytest.raises(InputError, match=why):
+            inference.load_model([os.path.join(folder, name)])
+    os.remove(os.path.join(folder, "about.json"))
+    with pytest.raises(InputError, match="about.json does not exist; an export is the folder"):
         inference.load_model([os.path.join(folder, "model.onnx")])
 
 

@@ -154,7 +154,7 @@ def test_pictures_parts_and_weights_must_be_as_they_were(settings, folder, tmp_p
         content = f.read()
     with open(os.path.join(folder, "glass", "4.png"), "rb") as f, open(path, "wb") as g:
         g.write(f.read())
-    with pytest.raises(InputError, match="1 pictures are changed, such as glass/3.png; put them back"):
+    with pytest.raises(InputError, match="1 pictures are changed, such as glass/3.png; make it as it was"):
         read_start(where, *load(), weights, 2)
     os.remove(path)
     with pytest.raises(InputError, match="1 pictures are gone, such as glass/3.png"):

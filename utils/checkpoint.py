@@ -150,8 +150,9 @@ def read_about(path):
             raise ValueError(f"temperature {temperature!r} is not a positive number")
     except FileNotFoundError as e:
         missing = path if not os.path.exists(path) else about_path(path)
-        raise InputError(f"{missing} does not exist; a student is two files, FILE.pdparams and FILE.json "
-                         "(python main.py writes them to models_saved)") from e
+        raise InputError(f"{missing} does not exist; " + (
+            "an export is the folder that export.py wrote, with about.json" if path.endswith(EXPORTS) else
+            "a student is two files, FILE.pdparams and FILE.json (python main.py writes them to models_saved)")) from e
     except (OSError, ValueError, KeyError, TypeError) as e:
         raise InputError(f"{about_path(path)} does not describe a student of this program: {e}") from e
     return about
@@ -164,7 +165,8 @@ def set_aside(save_dir, but=None):
     that a call that was cut short is completed by the next.
     """
     os.makedirs(save_dir, exist_ok=True)
-    old = [n for n in sorted(os.listdir(save_dir), reverse=True) if n.startswith("best_model_fold")
+    old = [n for n in sorted(os.listdir(save_dir), reverse=True)
+           if n.startswith("best_model_fold") and n.endswith((".pdparams", ".json"))
            and os.path.isfile(os.path.join(save_dir, n))]
     runs = set()
     for name in old:

@@ -29,7 +29,7 @@ from utils.transforms import square_side, to_square
 EXTENSIONS = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".jp2", ".avif",
               ".ppm", ".pgm")
 SYSTEM_NAMES = ("thumbs.db", "desktop.ini", "icon\r", "__macosx", "@eadir", "$recycle.bin")
-CACHE_VERSION = 2  # raise it when a stored square is made differently
+CACHE_VERSION = 3  # raise it when a stored square is made differently
 
 # Streams of random numbers: default_rng([seed, stream, ...]) never shares draws between them.
 ORDER, VIEW, MIXUP, DROPOUT = range(4)
@@ -164,14 +164,17 @@ def _decode_all(data_dir, found, side, cache_dir, cache_gb, workers):
 
     def cached():
         with open(name + ".json", encoding="utf-8") as f:
-            return np.load(name + ".npy", mmap_mode="r"), {int(i): reason for i, reason in json.load(f).items()}
+            about = json.load(f)
+        if any(decode(i)[1] is None for i in about["try_again"]):
+            raise ValueError("one more can be read now")
+        return np.load(name + ".npy", mmap_mode="r"), {int(i): reason for i, reason in about["reasons"].items()}
 
     def decode(i):
         try:
             return to_square(read_picture(os.path.join(data_dir, candidates[i])), side), None
         except UnreadablePicture as e:
             return blank, e
-    blank, reasons, passing = np.zeros((side, side, 3), np.uint8), {}, []
+    blank, reasons, try_again = np.zeros((side, side, 3), np.uint8), {}, []
 
     def write(file):
         np.lib.format.write_array_header_1_0(file, dict(descr="|u1", fortran_order=False, shape=(stored, *blank.shape)))
@@ -182,23 +185,25 @@ def _decode_all(data_dir, found, side, cache_dir, cache_gb, workers):
             if error:
                 reasons[i] = str(error)
                 if isinstance(error.__cause__, OSError) and found[i][-1] is True:
-                    passing.append(i)  # the system failed on a file that it calls readable: next time it may be read
+                    try_again.append(i)  # the system failed on a file that it calls readable: a disk or network for a moment
     try:
         return cached()
-    except (OSError, ValueError):
+    except (OSError, ValueError, KeyError, TypeError):
         pass  # not there yet, or damaged: decode
     try:
         os.makedirs(cache_dir, exist_ok=True)
         with _one_at_a_time(cache_dir):
             try:
                 return cached()  # another run has made it meanwhile
-            except (OSError, ValueError):
+            except (OSError, ValueError, KeyError, TypeError):
                 pass
             stored = min(len(candidates), int(cache_gb * 1e9 / blank.size))
             _make_room(cache_dir, stored * blank.size, cache_gb * 1e9)
+            if os.path.exists(name + ".json"):  # of an array that is gone, or is made again
+                os.remove(name + ".json")
             write_whole(name + ".npy", write)
-            if not passing:  # with the .json the cache counts as whole
-                write_whole(name + ".json", lambda f: f.write(json.dumps(reasons).encode()))
+            about = json.dumps(dict(reasons=reasons, try_again=try_again)).encode()
+            write_whole(name + ".json", lambda f: f.write(about))  # last: with it the cache counts as whole
             return np.load(name + ".npy", mmap_mode="r"), reasons
     except OSError as e:
         raise InputError(f"cannot write the picture cache {cache_dir}: {e.strerror or e}; choose another place with "

@@ -39,14 +39,20 @@ def read_picture(path):
             info = os.fstat(f.fileno())
             if not stat.S_ISREG(info.st_mode):
                 raise UnreadablePicture("not a regular file")
-            if not info.st_size:
-                raise UnreadablePicture("empty file")
             if info.st_size > MAX_FILE_MB * 2**20:
                 raise UnreadablePicture(f"file larger than {MAX_FILE_MB} MB")
             data = f.read(info.st_size)
-        return _decode(data)
     except OSError as e:
         raise UnreadablePicture(e.strerror or str(e)) from e
+    return decode(data)
+
+
+def decode(data):
+    """The bytes of a picture file as uint8 RGB, as read_picture. Raises UnreadablePicture with the reason."""
+    if not data:
+        raise UnreadablePicture("empty file")
+    try:
+        return _decode(data)
     except cv2.error as e:
         if e.code == cv2.Error.StsNoMem:
             raise MemoryError from e  # says nothing of the file
@@ -54,7 +60,7 @@ def read_picture(path):
 
 
 def _decode(data):
-    """The bytes of a file as uint8 RGB. What OpenCV would show wrongly and without a word is refused with a word."""
+    """What OpenCV would show wrongly and without a word is refused with a word."""
     turned = (data[8:12] == b"WEBP" and b"EXIF" in data and ORIENTATION.search(data, data.rfind(b"EXIF"))
               or data[4:11] == b"ftypavi" and re.search(rb"irot[\x01-\x03]|imir", data[:20_000]))
     if data.startswith(PADDED) and data.endswith(bytes(64)):

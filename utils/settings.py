@@ -158,7 +158,7 @@ def parse(argv=None, description=None):
     if folder == NEWEST:
         folder = newest_run(given.get("log_dir", Settings.log_dir))
     if folder:
-        given = {**recorded(folder, given), "log_dir": os.path.dirname(os.path.normpath(folder))}
+        given = {**recorded(folder, given), "log_dir": os.path.dirname(os.path.normpath(folder)) or "."}
     return Settings(**given).check(), sample, folder
 
 

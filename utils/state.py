@@ -159,7 +159,7 @@ def read_start(folder, pictures, parts, teacher_weights, threads):
                         ("changed", [p for p in now if now[p] != before.get(p, now[p])])):
         if names:
             raise InputError(f"{pictures.data_dir} is not as it was when this run began: {len(names)} pictures are "
-                             f"{what}, such as {sorted(names)[0]}; put them back, or start a new run")
+                             f"{what}, such as {sorted(names)[0]}; make it as it was, or start a new run")
     if about["categories"] != pictures.categories or not np.array_equal(parts, arrays["parts"]):
         raise InputError("the pictures are cut into other parts than when this run began (--groups, or another version "
                          "of scikit-learn or of this program); start a new run")

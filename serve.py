@@ -1,0 +1,179 @@
+"""Answer pictures over HTTP: a web page for people, JSON for programs.
+
+    python serve.py --model_path models_saved/best_model_fold*.pdparams     # then open http://127.0.0.1:8000
+    curl -F pictures=@photo.jpg http://127.0.0.1:8000/predict               # its documentation: http://127.0.0.1:8000/docs
+
+Pictures of requests that come at the same time are answered in one batch. What is too large, too slow or no picture gets
+a status of 4xx and the reason, too much at a time gets 503; Ctrl-C answers what was taken, then ends. Only this machine
+can reach it unless --host says otherwise; it knows no passwords and no encryption, so put a web server before it that
+does. Needs requirements-serve.txt; any laptop does.
+"""
+import argparse
+import asyncio
+import base64
+import glob
+import os
+import queue
+import sys
+import threading
+from concurrent.futures import Future
+
+from utils import runtime  # first: it sets what paddle and cv2 read when they load
+import cv2
+
+try:
+    import uvicorn
+    from fastapi import FastAPI, File, HTTPException, UploadFile
+    from fastapi.responses import FileResponse
+except ImportError as e:
+    sys.exit(f"error: {e}; pip install -r requirements-serve.txt")
+
+from inference import UNSURE, load_model, load_students
+from utils.checkpoint import EXPORTS
+from utils.explain import heat_maps, overlay
+from utils.pictures import UnreadablePicture, decode
+from utils.settings import InputError
+from utils.transforms import eval_view, normalise, square_side, to_square
+
+PAGE = os.path.join(os.path.dirname(os.path.abspath(__file__)), "serve.html")
+MOST_BYTES, MOST_PICTURES, MOST_SECONDS = 32 * 2**20, 16, 30  # of one request
+MOST_REQUESTS = 64  # at a time; beyond it 503
+BATCH = 32
+
+
+class Batches:
+    """One thread that answers all waiting pictures together."""
+
+    def __init__(self, answer):
+        self.answer, self.waiting = answer, queue.Queue(MOST_REQUESTS * MOST_PICTURES)
+        threading.Thread(target=self._run, daemon=True).start()
+
+    def submit(self, view):
+        """A Future of the probabilities [C] of one view. Raises queue.Full."""
+        future = Future()
+        self.waiting.put_nowait((view, future))
+        return future
+
+    def _run(self):
+        while True:
+            jobs = [self.waiting.get()]
+            while len(jobs) < BATCH and not self.waiting.empty():
+                jobs.append(self.waiting.get())
+            try:
+                for (_, future), probabilities in zip(jobs, self.answer([view for view, _ in jobs])):
+                    future.set_result(probabilities)
+            except Exception as e:  # such as memory that runs out: the next batch may fit
+                for _, future in jobs:
+                    if not future.done():
+                        future.set_exception(e)
+
+
+class Limits:
+    """ASGI: ends a request whose body is too large (413) or comes too slowly (408)."""
+
+    def __init__(self, app):
+        self.app = app
+
+    async def __call__(self, scope, receive, send):
+        clock = asyncio.get_running_loop().time
+        taken, end = 0, clock() + MOST_SECONDS
+
+        async def limited():
+            nonlocal taken
+            try:
+                message = await asyncio.wait_for(receive(), max(0, end - clock()))
+            except asyncio.TimeoutError:
+                raise HTTPException(408, f"not all of the request came within {MOST_SECONDS} s") from None
+            taken += len(message.get("body", b""))
+            if taken > MOST_BYTES:
+                raise HTTPException(413, f"a request may have {MOST_BYTES // 2**20} MB")
+            return message
+        await self.app(scope, limited if scope["type"] == "http" else receive, send)
+
+
+def build_app(model_path, min_confidence=0.0):
+    """The service as an ASGI application."""
+    about, answer = load_model(model_path)
+    size, categories = about["image_size"], about["categories"]
+    students = [] if model_path[0].endswith(EXPORTS) else load_students(model_path)[1:]
+    identity = {"files": [os.path.basename(p) for p in model_path], "run": about.get("run"), "categories": categories,
+                "image_size": size, "heat_maps": bool(students)}
+    batches, drawing = Batches(answer), threading.Lock()
+
+    def view_of(data):
+        return eval_view(to_square(decode(data), square_side(size)), size)
+
+    def heat_of(view, probabilities):
+        with drawing:
+            heat = heat_maps(*students, normalise([view]), probabilities.argmax(keepdims=True))[0]
+        jpeg = cv2.imencode(".jpg", cv2.cvtColor(overlay(view, heat), cv2.COLOR_RGB2BGR))[1]
+        return "data:image/jpeg;base64," + base64.b64encode(jpeg.tobytes()).decode()
+
+    async def one(upload, heat):
+        found = {"name": upload.filename or ""}
+        try:
+            view = await asyncio.to_thread(view_of, await upload.read())
+        except UnreadablePicture as e:
+            return found | {"error": str(e)}
+        probabilities = await asyncio.wrap_future(batches.submit(view))
+        confidence = float(probabilities.max())
+        found |= {"category": categories[probabilities.argmax()] if confidence >= min_confidence else UNSURE,
+                  "confidence": confidence, "probabilities": dict(zip(categories, map(float, probabilities)))}
+        if heat and students:
+            found["heat_map"] = await asyncio.to_thread(heat_of, view, probabilities)
+        return found
+
+    app = FastAPI(title="VisionDistillGC", description=__doc__)
+    app.add_middleware(Limits)
+    reasons = {code: {"description": why} for code, why in (
+        (400, "none of the pictures can be read"), (408, "too slow"), (413, "too large"), (503, "overload"))}
+
+    @app.post("/predict", responses=reasons)
+    async def predict(pictures: list[UploadFile] = File(description="picture files", min_length=1,
+                                                          max_length=MOST_PICTURES),
+                      heat: bool = False):
+        """Category, confidence and probabilities of each picture; with `heat` also where they come from, as a JPEG."""
+        try:
+            found = await asyncio.wait_for(asyncio.gather(*(one(p, heat) for p in pictures)), MOST_SECONDS)
+        except (asyncio.TimeoutError, queue.Full, MemoryError):
+            raise HTTPException(503, "too much to do; try again later", {"Retry-After": "5"}) from None
+        if all("error" in f for f in found):
+            raise HTTPException(400, "; ".join(f"{f['name'] or 'picture'}: {f['error']}" for f in found))
+        return {"model": identity, "pictures": found}
+
+    @app.get("/health")
+    async def health():
+        """That it runs, with which model, and how many pictures wait."""
+        return {"status": "ok", "model": identity, "waiting": batches.waiting.qsize()}
+
+    @app.get("/", include_in_schema=False)
+    async def page():
+        return FileResponse(PAGE, media_type="text/html")
+    return app
+
+
+def main(argv=None):
+    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model_path", nargs="+", required=True, metavar="FILE",
+                        help=".pdparams files of main.py, or one file of export.py (which draws no heat maps)")
+    parser.add_argument("--min_confidence", type=float, default=0.0, metavar="X",
+                        help=f"answer '{UNSURE}' below this confidence, 0 to 1 (default: 0)")
+    parser.add_argument("--host", default="127.0.0.1", help="0.0.0.0: others can reach it too (default: 127.0.0.1)")
+    parser.add_argument("--port", type=int, default=8000, help="(default: 8000)")
+    args = parser.parse_args(argv)
+    paths = [f for pattern in args.model_path for f in sorted(glob.glob(pattern)) or [pattern]]
+    if not 0 <= args.min_confidence <= 1:
+        raise InputError(f"--min_confidence {args.min_confidence}: must be at least 0 and at most 1")
+    runtime.choose_device("cpu")
+    app = build_app(paths, args.min_confidence)
+    print(f"{len(paths)} files; open http://{args.host}:{args.port} (Ctrl-C ends it)", flush=True)
+    uvicorn.run(app, host=args.host, port=args.port, log_level="warning", limit_concurrency=MOST_REQUESTS,
+                timeout_graceful_shutdown=MOST_SECONDS)
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except (InputError, OSError) as error:
+        sys.exit(f"error: {error}")
