@@ -24,7 +24,7 @@ import cv2
 try:
     import uvicorn
     from fastapi import FastAPI, File, HTTPException, UploadFile
-    from fastapi.responses import FileResponse
+    from fastapi.responses import FileResponse, JSONResponse
 except ImportError as e:
     sys.exit(f"error: {e}; pip install -r requirements-serve.txt")
 
@@ -39,6 +39,7 @@ PAGE = os.path.join(os.path.dirname(os.path.abspath(__file__)), "serve.html")
 MOST_BYTES, MOST_PICTURES, MOST_SECONDS = 32 * 2**20, 16, 30  # of one request
 MOST_REQUESTS = 64  # at a time; beyond it 503
 BATCH = 32
+BUSY = "too much to do; try again later"
 
 
 class Batches:
@@ -69,12 +70,14 @@ class Batches:
 
 
 class Limits:
-    """ASGI: ends a request whose body is too large (413) or comes too slowly (408)."""
+    """ASGI: ends a request whose body is too large (413) or comes too slowly (408), or when there are too many (503)."""
 
     def __init__(self, app):
-        self.app = app
+        self.app, self.running = app, 0
 
     async def __call__(self, scope, receive, send):
+        if scope["type"] != "http":
+            return await self.app(scope, receive, send)
         clock = asyncio.get_running_loop().time
         taken, end = 0, clock() + MOST_SECONDS
 
@@ -88,7 +91,19 @@ class Limits:
             if taken > MOST_BYTES:
                 raise HTTPException(413, f"a request may have {MOST_BYTES // 2**20} MB")
             return message
-        await self.app(scope, limited if scope["type"] == "http" else receive, send)
+        self.running += 1
+        try:
+            if self.running <= MOST_REQUESTS:
+                return await self.app(scope, limited, send)
+            response = JSONResponse({"detail": BUSY}, 503, {"Retry-After": "5"})
+            try:
+                while (await limited()).get("more_body"):
+                    pass  # who is still sending does not hear the answer
+            except HTTPException as e:
+                response = JSONResponse({"detail": e.detail}, e.status_code)
+            await response(scope, limited, send)
+        finally:
+            self.running -= 1
 
 
 def build_app(model_path, min_confidence=0.0):
@@ -136,7 +151,7 @@ def build_app(model_path, min_confidence=0.0):
         try:
             found = await asyncio.wait_for(asyncio.gather(*(one(p, heat) for p in pictures)), MOST_SECONDS)
         except (asyncio.TimeoutError, queue.Full, MemoryError):
-            raise HTTPException(503, "too much to do; try again later", {"Retry-After": "5"}) from None
+            raise HTTPException(503, BUSY, {"Retry-After": "5"}) from None
         if all("error" in f for f in found):
             raise HTTPException(400, "; ".join(f"{f['name'] or 'picture'}: {f['error']}" for f in found))
         return {"model": identity, "pictures": found}
@@ -168,8 +183,7 @@ def main(argv=None):
     runtime.choose_device("cpu")
     app = build_app(paths, args.min_confidence)
     print(f"{len(paths)} files; open http://{args.host}:{args.port} (Ctrl-C ends it)", flush=True)
-    uvicorn.run(app, host=args.host, port=args.port, log_level="warning", limit_concurrency=MOST_REQUESTS,
-                timeout_graceful_shutdown=MOST_SECONDS)
+    uvicorn.run(app, host=args.host, port=args.port, log_level="warning", timeout_graceful_shutdown=MOST_SECONDS)
 
 
 if __name__ == "__main__":

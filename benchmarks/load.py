@@ -1,0 +1,83 @@
+"""How many pictures per second serve.py answers, and how long one waits, at rising concurrency.
+
+    python benchmarks/load.py --model_path models_saved/best_model_fold0.pdparams --image_path data/sample      # to try it
+    python benchmarks/load.py --model_path FILE --image_path trashnet --seconds 20              # recorded in the README
+
+Starts the service. Each of so many clients, on the same machine, asks for one picture after another. Needs
+requirements-dev.txt.
+"""
+import argparse
+import asyncio
+import collections
+import logging
+import os
+import subprocess
+import sys
+import time
+
+import httpx
+
+ROOT = os.path.join(os.path.dirname(os.path.abspath(__file__)), os.pardir)
+sys.path.insert(0, ROOT)
+from utils import runtime  # noqa: E402
+import numpy as np  # noqa: E402
+
+from inference import find_pictures  # noqa: E402
+
+
+PORT = 8765
+
+
+async def measure(address, files, clients, seconds):
+    """(times of the answers in s, {status, or kind of a lost connection: count})"""
+    times, statuses, end = [], collections.Counter(), time.perf_counter() + seconds
+    async with httpx.AsyncClient(timeout=120, limits=httpx.Limits(max_connections=clients)) as client:
+        async def one(number):
+            while (began := time.perf_counter()) < end:
+                try:
+                    response = await client.post(address + "/predict", files={"pictures": files[number % len(files)]})
+                except httpx.TransportError as e:
+                    statuses[type(e).__name__] += 1
+                    continue
+                statuses[response.status_code] += 1
+                if response.status_code == 200:
+                    times.append(time.perf_counter() - began)
+                number += clients
+        await asyncio.gather(*(one(i) for i in range(clients)))
+    return times, statuses
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model_path", nargs="+", required=True)
+    parser.add_argument("--image_path", required=True)
+    parser.add_argument("--seconds", type=float, default=2)
+    args = parser.parse_args()
+    logging.getLogger("httpx").setLevel(logging.WARNING)  # Paddle lets everybody talk
+    address, files = f"http://127.0.0.1:{PORT}", []
+    for path in find_pictures(args.image_path, recursive=True)[0][:500]:
+        with open(path, "rb") as f:
+            files.append((os.path.basename(path), f.read()))
+    service = subprocess.Popen([sys.executable, os.path.join(ROOT, "serve.py"), "--model_path", *args.model_path, "--port",
+                                str(PORT)], stdout=subprocess.PIPE)
+    service.stdout.readline()
+    time.sleep(1)
+    print(f"{httpx.get(address + '/health').json()['model']}\n{runtime.processor()}, {runtime.CORES} cores, clients "
+          f"included; {len(files)} pictures of {np.mean([len(c) for _, c in files]) / 1e3:.0f} kB\n\n"
+          "| clients | answers/s | median ms | 99 % below, ms | other statuses | memory MB |\n| --- | --- | --- | --- | --- | --- |")
+    try:
+        for clients in (1, 4, 16, 64, 128):
+            times, statuses = asyncio.run(measure(address, files, clients, args.seconds))
+            others = ", ".join(f"{n} x {s}" for s, n in statuses.items() if s != 200) or "none"
+            memory = float("nan")
+            if sys.platform == "linux":
+                with open(f"/proc/{service.pid}/statm", encoding="ascii") as f:
+                    memory = int(f.read().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1e6
+            print(f"| {clients} | {len(times) / args.seconds:.0f} | {1000 * np.median(times):.0f} | "
+                  f"{1000 * np.quantile(times, 0.99):.0f} | {others} | {memory:.0f} |", flush=True)
+    finally:
+        service.kill()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,157 @@
+"""The service answers like inference.py, many at a time, and survives what it is sent."""
+import asyncio
+import glob
+import queue
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+from conftest import ROOT
+from odd_files import KINDS
+
+import inference
+
+httpx = pytest.importorskip("httpx")
+serve = pytest.importorskip("serve")
+
+
+@pytest.fixture(scope="module")
+def weights(sample):
+    return sorted(glob.glob(str(sample[0] / "saved" / "**" / "best_model_fold?.pdparams"), recursive=True))[:2]
+
+
+@pytest.fixture(scope="module")
+def service(weights):
+    """(address, process) of a real one."""
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        port = s.getsockname()[1]
+    process = subprocess.Popen([sys.executable, "serve.py", "--model_path", *weights, "--port", str(port)], cwd=ROOT,
+                               stdout=subprocess.PIPE, encoding="utf-8")
+    address = f"http://127.0.0.1:{port}"
+    assert process.stdout.readline() == f"2 files; open {address} (Ctrl-C ends it)\n"
+    for _ in range(100):
+        try:
+            httpx.get(address + "/health")
+            break
+        except httpx.TransportError:
+            time.sleep(0.1)
+    yield address, process
+    process.kill()
+
+
+def post(address, *files, **more):
+    return httpx.post(address + "/predict", files=[("pictures", f) for f in files], timeout=60, **more)
+
+
+def test_many_at_a_time_get_the_answers_of_inference(sample, weights, service):
+    paths = sorted(glob.glob(str(sample[0] / "sample" / "*" / "0*.png")))[::6]
+    about, answer = inference.load_model(weights)
+    expected = answer([v for v, _ in inference.read_views(paths, about["image_size"])])
+    files = []
+    for path in paths:
+        with open(path, "rb") as f:
+            files.append((path, f.read()))
+    with ThreadPoolExecutor(16) as pool:
+        answers = list(pool.map(lambda i: post(service[0], files[i], files[i - 1], params={"heat": i % 10 == 0}),
+                                range(len(files))))
+    assert len(answers) == 40
+    for i, response in enumerate(answers):
+        assert response.status_code == 200, response.text
+        assert response.json()["model"]["categories"] == about["categories"]
+        for found, probabilities in zip(response.json()["pictures"], (expected[i], expected[i - 1])):
+            np.testing.assert_allclose([*found["probabilities"].values()], probabilities, atol=1e-5)
+            assert found["category"] == about["categories"][probabilities.argmax()]
+            assert found.get("heat_map", "").startswith("data:image/jpeg;base64," if i % 10 == 0 else "")
+
+
+def test_whatever_it_is_sent_it_goes_on(sample, service):
+    address, _ = service
+    with open(glob.glob(str(sample[0] / "sample" / "Other" / "*.png"))[0], "rb") as f:
+        good = f.read()
+    refused = 0
+    for name, (content, outcome) in KINDS.items():
+        response = post(address, (name, content), ("good.png", good))  # one bad file never costs the good ones
+        assert response.status_code == 200, (name, response.text)
+        odd, fine = response.json()["pictures"]
+        assert "category" in fine and ("error" in odd or "category" in odd), name
+        if "error" in odd:
+            refused += 1
+            alone = post(address, (name, content))
+            assert alone.status_code == 400 and odd["error"] in alone.json()["detail"]
+    assert refused > 20
+    assert post(address, *[("good.png", good)] * 17).status_code == 422
+    assert post(address, ("large", bytes(33 * 2**20))).status_code == 413
+    for content in (b"", b"nothing", b"--x\r\n"):
+        assert httpx.post(address + "/predict", content=content, headers={
+            "Content-Type": "multipart/form-data; boundary=x"}).status_code in (400, 422)
+    assert httpx.get(address + "/nowhere").status_code == 404
+    assert "<title>VisionDistillGC" in httpx.get(address + "/").text
+    assert "/predict" in httpx.get(address + "/openapi.json").json()["paths"]
+    assert httpx.get(address + "/health").json()["status"] == "ok"
+
+
+def test_slow_requests_and_too_many_are_ended(weights, monkeypatch):
+    monkeypatch.setattr(serve, "MOST_SECONDS", 0.5)
+
+    async def slow():
+        yield b"--x\r\n"
+        await asyncio.sleep(20)
+
+    async def ask():
+        transport = httpx.ASGITransport(serve.build_app(weights[:1]))
+        async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+            form = {"Content-Type": "multipart/form-data; boundary=x"}
+            asked = asyncio.create_task(client.post("/predict", content=slow(), headers=form))
+            await asyncio.sleep(0.1)
+            monkeypatch.setattr(serve, "MOST_REQUESTS", 1)
+            busy = await client.post("/predict", content=b"anything", headers=form)
+            return (await asked).status_code, busy.status_code, busy.headers["Retry-After"], (
+                await client.get("/health")).status_code
+    assert asyncio.run(ask()) == (408, 503, "5", 200)
+
+
+def test_too_many_pictures_are_refused_and_those_taken_are_answered_together():
+    go, sizes = threading.Event(), []
+
+    def answer(views):
+        go.wait()
+        sizes.append(len(views))
+        if len(views) == 1:
+            raise MemoryError
+        return [v + 1 for v in views]
+    batches, futures = serve.Batches(answer), []
+    futures.append(batches.submit(0))
+    while not batches.waiting.empty():
+        time.sleep(0.01)
+    with pytest.raises(queue.Full):
+        for i in range(10_000):
+            futures.append(batches.submit(i))
+    go.set()
+    with pytest.raises(MemoryError):
+        futures[0].result(10)
+    assert [f.result(10) for f in futures[1:]] == list(range(1, len(futures)))
+    assert len(futures) == 1 + serve.MOST_REQUESTS * serve.MOST_PICTURES and set(sizes) == {1, serve.BATCH}
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="signals of Unix")
+def test_a_stop_answers_what_was_taken(sample, service):
+    address, process = service
+    files = []
+    for path in glob.glob(str(sample[0] / "sample" / "Other" / "*.png"))[:16]:
+        with open(path, "rb") as f:
+            files.append((path, f.read()))
+    with ThreadPoolExecutor(1) as pool:
+        asked = pool.submit(post, address, *files, params={"heat": True})
+        time.sleep(0.4)
+        process.send_signal(signal.SIGTERM)
+        assert asked.result().status_code == 200 and len(asked.result().json()["pictures"]) == 16
+    process.wait(30)
+    with pytest.raises(httpx.TransportError):
+        post(address, files[0])
