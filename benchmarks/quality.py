@@ -6,8 +6,8 @@
 Every arm is K students, one per fold. Arms that see the same views train in one pass, as controls do, and cost only their
 tails; those that need other views get a pass of their own. Accuracy is out of fold and cross-fitted; each arm is
 compared with the first, picture by picture. A finished pass is kept in --log_dir and not run again by the same command,
-so a killed benchmark goes on with the next pass. No figures yet: so far it was only tried on the sample set, where three
-epochs teach nothing.
+so a killed benchmark goes on with the next pass. The README has the figures of the first pass on TrashNet (2 AMD EPYC cores: 92
+minutes for 8 epochs at 160 pixels, beside other work).
 """
 import dataclasses
 import hashlib
