@@ -12,11 +12,9 @@ saw. Needs requirements-export.txt for ONNX; any laptop does.
 """
 import argparse
 import csv
-import glob
 import json
 import logging
 import os
-import sys
 import tempfile
 import time
 
@@ -84,8 +82,12 @@ def main(argv=None):
             check(name, os.path.join(unfinished, FORMATS[name]), x, expected)
         if "int8" in args.format:
             judge(os.path.join(unfinished, FORMATS["int8"]), students[0], about)
-        for name in set(FORMATS) - set(args.format):
-            remove(name, unfinished)
+        # formats that others were made of, and nobody asked for
+        if "paddle" not in args.format:
+            os.remove(runtime.program(os.path.join(unfinished, "model")))
+            os.remove(os.path.join(unfinished, FORMATS["paddle"]))
+        if "int8" in args.format and "onnx" not in args.format:
+            os.remove(os.path.join(unfinished, FORMATS["onnx"]))
         os.rename(unfinished, args.output)
     print(f"to use it: python inference.py --model_path {os.path.join(args.output, FORMATS[args.format[0]])} "
           "--image_path PICTURE")
@@ -135,13 +137,6 @@ def write(network, size, args, folder, x):
         first = [node.name for node in onnx.load(folded).graph.node if node.op_type == "Conv"][:2]
         quantization.quantize_static(folded, prefix + ".int8.onnx", Reader(), per_channel=True, nodes_to_exclude=first)
         os.remove(folded)
-
-
-def remove(name, folder):
-    """Remove what a format that nobody asked for left."""
-    for path in glob.glob(os.path.join(glob.escape(folder), FORMATS[name])) + (
-            [runtime.program(os.path.join(folder, "model"))] if name == "paddle" else []):
-        os.remove(path)
 
 
 def judge(path, student, about):
@@ -195,13 +190,4 @@ def milliseconds(run, x):
 
 
 if __name__ == "__main__":
-    for stream in (sys.stdout, sys.stderr):
-        stream.reconfigure(errors="backslashreplace")
-    try:
-        main()
-    except (InputError, OSError) as error:
-        sys.exit(f"error: {error}")
-    except MemoryError:
-        sys.exit("error: out of memory; close other programs")
-    except KeyboardInterrupt:
-        sys.exit(130)
+    runtime.command(main)

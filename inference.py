@@ -18,13 +18,12 @@ import sys
 import time
 
 from utils import runtime  # first: it sets what paddle and cv2 read when they load
-import cv2
 import numpy as np
 
 from models.student_model import Ensemble, Student
 from utils.checkpoint import EXPORTS, load_into, read_about, read_arrays
 from utils.data_utils import UnreadablePicture, prefetch, read_picture, walk
-from utils.explain import heat_maps, overlay
+from utils.explain import explain
 from utils.plots import contact_sheet
 from utils.settings import InputError
 from utils.tables import printable, write_csv
@@ -126,9 +125,10 @@ def load_export(path, threads=runtime.CORES):
 
 
 def load_model(paths, categories=None):
-    """Return (what the JSON says, answer): answer takes uint8 views, each [S, S, 3], and gives probabilities [B, C].
+    """Return (what the JSON says, answer, explain) of files of main.py, or of one export.
 
-    `paths`: files of main.py, or one export.
+    answer takes uint8 views, each [S, S, 3], and gives probabilities [B, C]. explain takes one view and the number of its
+    category, and gives the heat map as a JPEG (utils/explain.py); of an export, which gives answers only, it is None.
     """
     if paths[0].endswith(EXPORTS):
         if len(paths) > 1:
@@ -136,16 +136,12 @@ def load_model(paths, categories=None):
         about = read_about(paths[0])
         check_categories(about, categories)
         run = load_export(paths[0])
-    else:
-        about, students, temperatures = load_students(paths, categories)
-        size = about["image_size"]
-        frozen = runtime.frozen(Ensemble(students, temperatures), [3, size, size], runtime.CORES)
-
-        def run(x):
-            return frozen(x).numpy()
-    if about.get("pixels"):
-        return about, lambda views: run(np.stack(views))
-    return about, lambda views: run(normalise(views))
+        return about, (lambda views: run(np.stack(views) if about["pixels"] else normalise(views))), None
+    about, students, temperatures = load_students(paths, categories)
+    size = about["image_size"]
+    run = runtime.frozen(Ensemble(students, temperatures), [3, size, size], runtime.CORES)
+    return (about, lambda views: run(normalise(views)).numpy(),
+            lambda view, category: explain(students, temperatures, view, category))
 
 
 def read_views(paths, image_size):
@@ -187,14 +183,12 @@ def main(argv=None):
     args = parse(argv)
     runtime.choose_device("gpu" if args.use_gpu else "cpu")
     paths, left_out = find_pictures(args.image_path, args.recursive)
-    about, model = load_model(args.model_path, args.categories)
+    about, answer_of, explain_of = load_model(args.model_path, args.categories)
     categories = about["categories"]
     if args.min_confidence and UNSURE in categories:
         raise InputError(f"--min_confidence: one of the categories is itself called '{UNSURE}'; leave the option out")
-    if args.explain:
-        _, students, temperatures = load_students(args.model_path)
     rows, sheet = [], []
-    bar = runtime.progress(predict(paths, model, about["image_size"], args.batch_size), "predicting", len(paths),
+    bar = runtime.progress(predict(paths, answer_of, about["image_size"], args.batch_size), "predicting", len(paths),
                            "picture")
     for path, probabilities, reason, view in bar:
         if reason:
@@ -205,12 +199,11 @@ def main(argv=None):
         rows.append([path, answer, round(confidence, 6), *(round(float(p), 6) for p in probabilities)])
         bar.write(f"{printable(path)}  {answer}  {confidence:.4f}", file=sys.stdout)
         if args.explain:
-            heat = heat_maps(students, temperatures, normalise([view]), probabilities.argmax(keepdims=True))[0]
             os.makedirs(args.explain, exist_ok=True)
             stem = os.path.splitext(os.path.basename(path))[0]
             name = re.sub(r"[^\w.-]+", "_", f"{len(rows):05}-{answer}-{stem}")[:60] + ".jpg"
             with open(os.path.join(args.explain, name), "xb") as f:
-                f.write(cv2.imencode(".jpg", cv2.cvtColor(overlay(view, heat), cv2.COLOR_RGB2BGR))[1].tobytes())
+                f.write(explain_of(view, probabilities.argmax()))
         if args.show and len(sheet) < SHEET:
             sheet.append((view, f"{answer} {confidence:.2f}\n{os.path.basename(path)}"))
     for path, reason in left_out:
@@ -241,13 +234,4 @@ def save(output, rows, left_out, categories):
 
 
 if __name__ == "__main__":
-    for stream in (sys.stdout, sys.stderr):
-        stream.reconfigure(errors="backslashreplace")
-    try:
-        main()
-    except (InputError, OSError) as error:
-        sys.exit(f"error: {error}")
-    except MemoryError:
-        sys.exit("error: out of memory; lower --batch_size, or close other programs")
-    except KeyboardInterrupt:
-        sys.exit(130)
+    runtime.command(main, memory="lower --batch_size, or close other programs")

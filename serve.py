@@ -11,7 +11,6 @@ does. Needs requirements-serve.txt; any laptop does.
 import argparse
 import asyncio
 import base64
-import glob
 import os
 import queue
 import sys
@@ -19,7 +18,6 @@ import threading
 from concurrent.futures import Future
 
 from utils import runtime  # first: it sets what paddle and cv2 read when they load
-import cv2
 
 try:
     import uvicorn
@@ -28,12 +26,10 @@ try:
 except ImportError as e:
     sys.exit(f"error: {e}; pip install -r requirements-serve.txt")
 
-from inference import UNSURE, load_model, load_students
-from utils.checkpoint import EXPORTS
-from utils.explain import heat_maps, overlay
+from inference import UNSURE, expand, load_model
 from utils.pictures import UnreadablePicture, decode
 from utils.settings import InputError
-from utils.transforms import eval_view, normalise, square_side, to_square
+from utils.transforms import eval_view, square_side, to_square
 
 PAGE = os.path.join(os.path.dirname(os.path.abspath(__file__)), "serve.html")
 MOST_BYTES, MOST_PICTURES, MOST_SECONDS = 32 * 2**20, 16, 30  # of one request
@@ -108,11 +104,10 @@ class Limits:
 
 def build_app(model_path, min_confidence=0.0):
     """The service as an ASGI application."""
-    about, answer = load_model(model_path)
+    about, answer, explain = load_model(model_path)
     size, categories = about["image_size"], about["categories"]
-    students = [] if model_path[0].endswith(EXPORTS) else load_students(model_path)[1:]
     identity = {"files": [os.path.basename(p) for p in model_path], "run": about.get("run"), "categories": categories,
-                "image_size": size, "heat_maps": bool(students)}
+                "image_size": size, "heat_maps": explain is not None}
     batches, drawing = Batches(answer), threading.Lock()
 
     def view_of(data):
@@ -120,9 +115,8 @@ def build_app(model_path, min_confidence=0.0):
 
     def heat_of(view, probabilities):
         with drawing:
-            heat = heat_maps(*students, normalise([view]), probabilities.argmax(keepdims=True))[0]
-        jpeg = cv2.imencode(".jpg", cv2.cvtColor(overlay(view, heat), cv2.COLOR_RGB2BGR))[1]
-        return "data:image/jpeg;base64," + base64.b64encode(jpeg.tobytes()).decode()
+            jpeg = explain(view, probabilities.argmax())
+        return "data:image/jpeg;base64," + base64.b64encode(jpeg).decode()
 
     async def one(upload, heat):
         found = {"name": upload.filename or ""}
@@ -134,7 +128,7 @@ def build_app(model_path, min_confidence=0.0):
         confidence = float(probabilities.max())
         found |= {"category": categories[probabilities.argmax()] if confidence >= min_confidence else UNSURE,
                   "confidence": confidence, "probabilities": dict(zip(categories, map(float, probabilities)))}
-        if heat and students:
+        if heat and explain:
             found["heat_map"] = await asyncio.to_thread(heat_of, view, probabilities)
         return found
 
@@ -177,7 +171,7 @@ def main(argv=None):
     parser.add_argument("--host", default="127.0.0.1", help="0.0.0.0: others can reach it too (default: 127.0.0.1)")
     parser.add_argument("--port", type=int, default=8000, help="(default: 8000)")
     args = parser.parse_args(argv)
-    paths = [f for pattern in args.model_path for f in sorted(glob.glob(pattern)) or [pattern]]
+    paths = expand(args.model_path)
     if not 0 <= args.min_confidence <= 1:
         raise InputError(f"--min_confidence {args.min_confidence}: must be at least 0 and at most 1")
     runtime.choose_device("cpu")
@@ -187,7 +181,4 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except (InputError, OSError) as error:
-        sys.exit(f"error: {error}")
+    runtime.command(main)

@@ -52,7 +52,7 @@ def post(address, *files, **more):
 
 def test_many_at_a_time_get_the_answers_of_inference(sample, weights, service):
     paths = sorted(glob.glob(str(sample[0] / "sample" / "*" / "0*.png")))[::6]
-    about, answer = inference.load_model(weights)
+    about, answer, _ = inference.load_model(weights)
     expected = answer([v for v, _ in inference.read_views(paths, about["image_size"])])
     files = []
     for path in paths:

@@ -8,6 +8,8 @@ import numpy as np
 import paddle
 from paddle.nn import functional as F
 
+from utils.transforms import normalise
+
 
 def heat_maps(students, temperatures, x, categories):
     """How much each place of a picture speaks for a category, float32 [B, S, S], 1 where most, 0 where not at all.
@@ -32,6 +34,12 @@ def heat_maps(students, temperatures, x, categories):
     heat = np.maximum(total, 0)
     heat /= np.maximum(heat.max((1, 2), keepdims=True), 1e-12)
     return np.stack([np.clip(cv2.resize(h, x.shape[:1:-1], interpolation=cv2.INTER_CUBIC), 0, 1) for h in heat])
+
+
+def explain(students, temperatures, view, category):
+    """overlay of one view, uint8 RGB [S, S, 3], and the heat map of the answer `category`, as the bytes of a JPEG file."""
+    heat = heat_maps(students, temperatures, normalise([view]), np.array([category]))[0]
+    return cv2.imencode(".jpg", cv2.cvtColor(overlay(view, heat), cv2.COLOR_RGB2BGR))[1].tobytes()
 
 
 def overlay(view, heat):

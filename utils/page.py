@@ -6,14 +6,12 @@ import base64
 import html
 import os
 
-from utils import runtime  # noqa: F401  before cv2
-import cv2
 import numpy as np
 
 from utils.checkpoint import load_into
-from utils.explain import heat_maps, overlay
+from utils.explain import explain
 from utils.tables import printable
-from utils.transforms import eval_view, normalise
+from utils.transforms import eval_view
 
 EXAMPLES = 4  # of each category, right and wrong
 PLOTS = (("confusion_matrix.png", "Confusion matrix"), ("confidence.png", "Confidence"), ("curves.png", "Training"),
@@ -75,11 +73,9 @@ def examples(folds, pictures):
     drawn = {}
     for f in folds:
         load_into(f.student, f.best_weights, f.name)
-        mine = [i for i in chosen if rows[i] in set(f.pictures)]
-        for i in mine:
+        for i in np.array(chosen)[np.isin(rows[chosen], f.pictures)]:
             view = eval_view(pictures.square(rows[i]), f.settings.image_size)
-            heat = heat_maps([f.student], [1.0], normalise([view]), guess[i:i + 1])[0]
-            drawn[i] = cv2.imencode(".jpg", cv2.cvtColor(overlay(view, heat), cv2.COLOR_RGB2BGR))[1].tobytes()
+            drawn[i] = explain([f.student], [1.0], view, guess[i])
     for i in chosen:
         is_wrong = "" if guess[i] == labels[i] else f", wrong: {pictures.categories[guess[i]]}"
         shown[pictures.categories[labels[i]]].append(

@@ -4,6 +4,7 @@ Import this module before paddle and cv2: it sets what both read once, when they
 """
 import os
 import platform
+import sys
 import tempfile
 import warnings
 
@@ -114,6 +115,20 @@ def predictor(prefix, threads):
         network.run()
         return paddle.to_tensor(result.copy_to_cpu())
     return run
+
+
+def command(main, memory="close other programs"):
+    """Run a program's main; what the user can mend is one line and exit status 1. memory: what to do if it runs out."""
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(errors="backslashreplace")  # file names that the terminal cannot show
+    try:
+        main()
+    except (InputError, OSError) as error:
+        sys.exit(f"error: {error}")
+    except MemoryError:
+        sys.exit(f"error: out of memory; {memory}")
+    except KeyboardInterrupt:
+        sys.exit(130)
 
 
 def progress(iterable, what, total=None, unit="batch"):
