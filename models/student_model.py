@@ -12,6 +12,7 @@ from paddle.vision.models import mobilenet_v2
 
 from utils.transforms import MEAN, STD
 
+STACKED, LARGEST = 14, 10_000  # sides of maps that are stacked; numbers in a matrix that pays
 BLOCKS = 19  # of MobileNetV2 (Sandler et al. 2018): the first convolution, 17 inverted residuals, the last convolution
 
 
@@ -46,9 +47,19 @@ class Student(nn.Layer):
         return x
 
     def pool(self, x):
-        """The trainable blocks and the average over the map: what prefix(x) gave -> pooled features [B, 1280]."""
+        """The trainable blocks and the average over the map: what prefix(x) gave -> pooled features [B, 1280].
+
+        On a CPU small maps are computed as a stack: all pictures of the batch above each other, as one high picture
+        [1, C, B * H, W]. Every layer but the depthwise ones treats its rows alike, and a 1x1 convolution of all
+        pictures is then one product of matrices.
+        """
+        batch, stacked = x.shape[0], False
         for block in self.features[self.freeze_depth:]:
+            if not stacked and x.shape[3] <= STACKED and paddle.in_dynamic_mode() and x.place.is_cpu_place():
+                x, stacked = stack(x), True
             x = block(x)
+        if stacked:
+            return x.reshape([x.shape[1], batch, -1]).mean(2).t()
         return paddle.flatten(F.adaptive_avg_pool2d(x, 1), 1)
 
     def head(self, pooled, dropout_mask=None):
@@ -115,33 +126,43 @@ def dropout_mask(shape, p, rng):
     return ((rng.random(shape, np.float32) >= p) / (1 - p)).astype(np.float32)
 
 
-class Depthwise(nn.Conv2D):
-    """A depthwise convolution that, on small maps on a CPU, is one matrix per channel.
 
-    Paddle's own is slow there: forward and backward of 16x960x7x7 take 57 ms, this 16 ms; 16x576x10x10 with stride 2
-    take 29 and 5 ms (Intel Xeon, one thread). On 14x14 the matrices are so large that nothing is gained.
+
+def stack(x):
+    """Pictures [B, C, H, W] above each other: [1, C, B * H, W]."""
+    return x.transpose([1, 0, 2, 3]).reshape([1, x.shape[1], -1, x.shape[3]])
+
+
+def unstack(x):
+    """The square pictures of a stack."""
+    side = x.shape[3]
+    return x.reshape([x.shape[1], -1, side, side]).transpose([1, 0, 2, 3])
+
+
+class Depthwise(nn.Conv2D):
+    """A depthwise convolution that also takes a stack of square pictures, and makes of it one matrix per channel.
+
+    Paddle's own is slow there: forward and backward of 16x960x7x7 take 96 ms, this 10 ms; 16x576x14x14 with stride 2
+    take 60 and 31 (AMD EPYC, one thread). On 14x14 without a stride the matrices are so large that nothing is gained.
     """
-    places = {}  # (height, width, kernel, stride, padding) -> which weight joins which input to which output
+    places = {}  # (side, kernel, stride, padding) -> which weight joins which input to which output
 
     def forward(self, x):
-        h, w = x.shape[2:]
-        kernel, stride, padding = self.weight.shape[2], self._stride[0], self._padding
-        out_h, out_w = ((n + 2 * padding - kernel) // stride + 1 for n in (h, w))
-        if not (paddle.in_dynamic_mode() and x.place.is_cpu_place() and h * w * out_h * out_w <= 3000):
+        side, (kernel, _), stride, padding = x.shape[3], self.weight.shape[2:], self._stride[0], self._padding
+        if x.shape[2] == side:
             return super().forward(x)
-        key = h, w, kernel, stride, padding
+        out = (side + 2 * padding - kernel) // stride + 1
+        if side * side * out * out > LARGEST:
+            return stack(super().forward(unstack(x)))
+        key = side, kernel, stride, padding
         if key not in self.places:
-            places = np.zeros((kernel, kernel, h, w, out_h, out_w), np.float32)
-            for i in range(kernel):
-                for j in range(kernel):
-                    for a in range(out_h):
-                        for b in range(out_w):
-                            y, z = a * stride + i - padding, b * stride + j - padding
-                            if 0 <= y < h and 0 <= z < w:
-                                places[i, j, y, z, a, b] = 1
+            places = np.zeros((kernel, kernel, side, side, out, out), np.float32)
+            for i, j, a, b in np.ndindex(kernel, kernel, out, out):
+                y, z = a * stride + i - padding, b * stride + j - padding
+                if 0 <= y < side and 0 <= z < side:
+                    places[i, j, y, z, a, b] = 1
             self.places[key] = paddle.to_tensor(places.reshape(kernel * kernel, -1))
-        batch, channels = x.shape[:2]
+        channels = x.shape[1]
         matrices = paddle.matmul(self.weight.reshape([channels, -1]), self.places[key])
-        x = x.reshape([batch, channels, h * w]).transpose([1, 0, 2])
-        x = paddle.matmul(x, matrices.reshape([channels, h * w, out_h * out_w]))
-        return x.transpose([1, 0, 2]).reshape([batch, channels, out_h, out_w])
+        x = paddle.matmul(x.reshape([channels, -1, side * side]), matrices.reshape([channels, side * side, out * out]))
+        return x.reshape([1, channels, -1, out])

@@ -7,28 +7,53 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from models.student_model import BLOCKS, Depthwise, Prefix, Student, dropout_mask
+from models.student_model import BLOCKS, Depthwise, Prefix, Student, dropout_mask, stack, unstack
 from models.teacher_model import fit_heads, teacher_predictions
 from utils import runtime
 from utils.explain import heat_maps
 from utils.settings import Settings
 
 
-@pytest.mark.parametrize("size, stride", [(2, 1), (5, 1), (7, 1), (10, 2), (7, 2), (14, 1)])
-def test_depthwise_equals_paddles_own(size, stride):
+@pytest.mark.parametrize("size, stride", [(2, 1), (5, 1), (7, 1), (10, 2), (7, 2), (14, 1), (14, 2)])
+def test_depthwise_of_a_stack_equals_paddles_own(size, stride):
     paddle.seed(0)
-    fast = Depthwise(6, 6, 3, stride, 1, groups=6, bias_attr=False)
+    layer = Depthwise(6, 6, 3, stride, 1, groups=6, bias_attr=False)
     x = paddle.randn([4, 6, size, size])
     x.stop_gradient = False
     results = []
-    for forward in (fast, lambda x: paddle.nn.functional.conv2d(x, fast.weight, stride=stride, padding=1, groups=6)):
+    for forward in (lambda x: unstack(layer(stack(x))), layer):
         out = forward(x)
         (out * paddle.cos(out.detach())).sum().backward()
-        results.append([out.numpy(), x.grad.numpy(), fast.weight.grad.numpy()])
+        results.append([out.numpy(), x.grad.numpy(), layer.weight.grad.numpy()])
         x.clear_grad()
-        fast.weight.clear_grad()
+        layer.weight.clear_grad()
     for ours, theirs in zip(*results):
         np.testing.assert_allclose(ours, theirs, atol=2e-5)
+
+
+def test_stacked_tail_learns_as_the_plain_one():
+    """Equal gradients in the first step, and equal weights after three."""
+    results = []
+    for stacked in (True, False):
+        paddle.seed(3)
+        student = Student(4, 12, scale=0.5)
+        learning = [p for p in student.parameters() if not p.stop_gradient]
+        optimizer = paddle.optimizer.Momentum(1e-3, parameters=learning)
+        student.train()
+        maps, gradients = student.prefix(paddle.randn([6, 3, 96, 96])).detach(), []
+        for _ in range(3):
+            x = maps
+            if not stacked:
+                for block in student.features[12:]:
+                    x = block(x)
+            logits = student.head(student.pool(maps) if stacked else x.mean([2, 3]))
+            paddle.nn.functional.cross_entropy(logits, paddle.arange(6) % 4).backward()
+            gradients.append([p.grad.numpy().ravel() for p in learning])
+            optimizer.step()
+            optimizer.clear_grad()
+        results.append([np.concatenate(a) for a in (gradients[0], [v.numpy().ravel() for v in student.state_dict().values()])])
+    for ours, theirs in zip(*results):
+        assert np.linalg.norm(ours - theirs) <= 2e-5 * np.linalg.norm(theirs)
 
 
 @pytest.mark.parametrize("depth", [0, 14, BLOCKS])
@@ -116,7 +141,7 @@ def test_head_k_never_sees_part_k():
 def test_heat_maps_are_grad_cam():
     paddle.seed(2)
     students = [Student(4, 3, scale=0.25) for _ in range(2)]
-    x = np.random.default_rng(0).normal(size=(3, 3, 96, 64)).astype("float32")
+    x = np.random.default_rng(0).normal(size=(3, 3, 96, 96)).astype("float32")
     heat = heat_maps(students, [1.0, 2.0], x, np.array([3, 0, 2]))
     for i, category in enumerate((3, 0, 2)):
         total = 0
@@ -129,7 +154,7 @@ def test_heat_maps_are_grad_cam():
             alpha = paddle.grad(logit, features)[0].mean([2, 3], keepdim=True)  # equation 1 of the paper
             total += (alpha * features).sum(1)[0].numpy()  # equation 2
         expected = np.maximum(total, 0)
-        assert expected.shape == (3, 2)
-        expected = cv2.resize(expected / max(expected.max(), 1e-12), (64, 96), interpolation=cv2.INTER_CUBIC)
+        assert expected.shape == (3, 3)
+        expected = cv2.resize(expected / max(expected.max(), 1e-12), (96, 96), interpolation=cv2.INTER_CUBIC)
         np.testing.assert_allclose(heat[i], np.clip(expected, 0, 1), atol=1e-4)
     assert (heat.max((1, 2)) == 1).any()

@@ -278,3 +278,28 @@ def test_a_loss_that_is_not_finite_stops_its_fold_alone(settings):
     assert folds[0].stopped() and not folds[0].history and not folds[1].failed
     for name, value in weights_of(alone).items():
         np.testing.assert_allclose(value, weights_of(folds[1])[name], rtol=1e-4, atol=1e-5, err_msg=name)
+
+
+def test_optimizer_is_adam_with_an_l2_penalty(settings):
+    """Kingma and Ba 2015, algorithm 1; the gradient has weight_decay * weight added."""
+    settings.weight_decay = 0.01
+    head = Head(np.zeros((5, 4), "f"), np.zeros((1, 4), "f"), np.zeros(5, "f"), np.ones(5, "f"))
+    fold = build_fold(0, np.arange(40) % 4, np.arange(40) % 3, head, settings)
+    parameters = {n: p for n, p in fold.student.named_parameters() if not p.stop_gradient}
+    expected = {n: p.numpy().astype("float64") for n, p in parameters.items()}
+    first, second = (dict.fromkeys(expected, 0) for _ in range(2))
+    for t in (1, 2, 3):
+        fold.optimizer.set_lr(1e-3 * t)
+        for n, p in parameters.items():
+            p.grad = paddle.to_tensor(np.random.default_rng([t, p.size]).normal(size=p.shape).astype("float32"))
+            g = p.grad.numpy() + 0.01 * expected[n]
+            first[n] = 0.9 * first[n] + 0.1 * g
+            second[n] = 0.999 * second[n] + 0.001 * g**2
+            expected[n] = expected[n] - 1e-3 * t * (first[n] / (1 - 0.9**t)) / (
+                np.sqrt(second[n] / (1 - 0.999**t)) + 1e-8)
+        for p in fold.regressor.parameters():
+            p.grad = paddle.zeros(p.shape)
+        fold.optimizer.step()
+        fold.optimizer.clear_grad()
+    for n, p in parameters.items():
+        np.testing.assert_allclose(p.numpy(), expected[n], rtol=0, atol=1e-6, err_msg=n)
