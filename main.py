@@ -26,23 +26,28 @@ from utils.copies import copy_rows, find_copies, group_pictures, read_groups
 from utils.cost import cost
 from utils.data_utils import find_categories, load_pictures, stratified_parts
 from utils.page import write_page
+from utils.parallel import team
 from utils.process import Stopped, lock, stops, writable
 from utils.report import all_answers, build_report, write_report
 from utils.run_log import RunLog, print_copies, print_epoch, print_pictures, record_run
 from utils.settings import RANDOM, InputError, parse
-from utils.state import Keeper, end, ended, keep_start, read_start
+from utils.state import Keeper, end, ended, fingerprint, gathered, hand_out, keep_start, read_start
 from utils.train_utils import build_fold, control_settings, pictures_per_part, train
 from utils.transforms import MEAN, STD, square_side
 
 
 def main(argv=None):
+    team.join()
+    if team.rank:
+        return follow()
     settings, sample, resumed = parse(argv, __doc__)
     if resumed and ended(resumed):
         end(resumed)
         return print(f"{resumed} is finished; its report: {os.path.join(resumed, 'report.txt')}")
     device = runtime.choose_device(settings.device)
-    threads = settings.threads or runtime.CORES
-    print(f"device {device}, {threads} threads; " + ", ".join(f"{k} {v}" for k, v in runtime.versions().items()))
+    threads = settings.threads or max(1, runtime.CORES // team.here)
+    print(f"device {device}, {threads} threads; " + ", ".join(f"{k} {v}" for k, v in runtime.versions().items())
+          + (f"; {team.size} processes" if team.size > 1 else ""))
     if sample and make_sample(settings.data_dir):
         print(f"drew the sample set {settings.data_dir}")
     categories = find_categories(settings.data_dir, settings.categories)
@@ -86,6 +91,8 @@ def main(argv=None):
     if RANDOM in (settings.teacher_weights, settings.student_weights):
         print("note: networks from random initialisation, good for trying the program, not for good figures")
 
+    team.share((settings, resumed, teacher_weights, student_weights, parts, trained,
+                fingerprint(pictures, threads) if team.size > 1 else None))
     trunk = load_trunk(*teacher_weights, settings, threads)
     if not resumed:
         features = extract_features(trunk, pictures, settings, threads)
@@ -95,9 +102,8 @@ def main(argv=None):
     check_teacher(teacher, pictures, parts, trained)
 
     # The students learn side by side, all from the same start, and with them, if asked for, their twins without a teacher
-    folds = [build_fold(k, pictures.labels, parts, heads[k], settings, student_weights) for k in trained]
-    controls = [build_fold(k, pictures.labels, parts, heads[k], control_settings(settings), student_weights, "control")
-                for k in trained if settings.control]
+    team.share(heads)
+    folds, controls = build_students(heads, pictures, parts, student_weights, settings)
     keeper = Keeper(folder, folds + controls, settings.save_minutes)
     start = keeper.restore() if resumed else (0, 0)
     moved = set_aside(settings.save_dir, but=run)
@@ -107,6 +113,7 @@ def main(argv=None):
     def save_best(f):
         save_weights(weights_path(settings, f), f.best_weights, describe(f, run, settings, pictures))
     if resumed:
+        hand_out(folds + controls)
         log.repeat(folds + controls)
         for f in folds:
             if f.best_epoch:
@@ -128,6 +135,7 @@ def main(argv=None):
             print_epoch(epoch, controls, active, seconds, settings)
         keeper.after_epoch(epoch)
     print("each epoch: loss and accuracy in training | in validation; * a new peak, its weights are saved")
+    team.share(start)
     with keeper:
         train(folds + controls, pictures, parts, trunk, settings, threads, on_epoch, keeper.after_step, start)
     failed = [f"{f.name} stopped at {f.failed}" for f in folds + controls if f.failed]
@@ -159,6 +167,37 @@ def main(argv=None):
           f"to use them: python inference.py --model_path {weights_path(settings, folds[0])} --image_path PICTURE")
     if failed:
         raise InputError("; ".join(failed))
+
+
+def build_students(heads, pictures, parts, weights, settings):
+    """One student per head, and if asked for its twin without a teacher."""
+    def build(settings, name):
+        return [build_fold(k, pictures.labels, parts, heads[k], settings, weights, name) for k in heads]
+    return build(settings, "fold"), build(control_settings(settings), "control") if settings.control else []
+
+
+def follow():
+    """What the other processes of a team do: the same computations on their share; see utils/parallel.py."""
+    settings, resumed, teacher_weights, student_weights, parts, trained, known = team.share()
+    runtime.choose_device(settings.device)
+    threads = settings.threads or max(1, runtime.CORES // team.here)
+    pictures = load_pictures(settings.data_dir, settings.image_size, find_categories(settings.data_dir, settings.categories),
+                             settings.cache_dir, settings.cache_gb, threads)
+    if fingerprint(pictures, threads) != known:
+        raise InputError(f"process {team.rank} finds other pictures in {settings.data_dir} than the first process does")
+    trunk = load_trunk(*teacher_weights, settings, threads)
+    if not resumed:
+        extract_features(trunk, pictures, settings, threads)
+    folds = sum(build_students(team.share(), pictures, parts, student_weights, settings), [])
+    if resumed:
+        hand_out(folds)
+    else:
+        gathered(folds)
+
+    def keep_up(*_):
+        if team.any(False):
+            gathered(folds)
+    train(folds, pictures, parts, trunk, settings, threads, keep_up, keep_up, team.share())
 
 
 def check_teacher(teacher, pictures, parts, trained):
@@ -195,7 +234,8 @@ if __name__ == "__main__":
     for stream in (sys.stdout, sys.stderr):
         # file names that the terminal cannot show; lines at once, also into a file
         stream.reconfigure(errors="backslashreplace", line_buffering=True)
-    stops.listen()
+    if "PADDLE_TRAINERS_NUM" not in os.environ:  # the launcher of several processes ends them in its own way
+        stops.listen()
     try:
         main()
     except (InputError, OSError, MemoryError) as error:

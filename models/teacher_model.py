@@ -20,6 +20,7 @@ from sklearn.linear_model import LogisticRegression
 
 from utils.checkpoint import load_into
 from utils.data_utils import VIEW, prefetch
+from utils.parallel import team
 from utils.transforms import eval_view, normalise, train_view
 
 MANY = 20_000  # pictures that are plenty for a linear head; beyond it memory counts (8 kB per picture and view)
@@ -58,12 +59,13 @@ def extract_features(trunk, pictures, settings, threads):
 
     `trunk` is a compiled trunk (runtime.frozen). Beyond MANY pictures only the plain view is taken.
     """
-    augmented = min(settings.head_views, MANY // len(pictures))
-    jobs = [(v, range(i, min(i + 16, len(pictures))))
-            for v in range(augmented + 1) for i in range(0, len(pictures), 16)]
+    augmented, size = min(settings.head_views, MANY // len(pictures)), 16 * team.size
+    jobs = [(v, np.arange(i, min(i + size, len(pictures))))
+            for v in range(augmented + 1) for i in range(0, len(pictures), size)]
 
     def make(job):
         v, rows = job
+        rows = rows[team.rows(len(rows))]
         if v == 0:
             return normalise([eval_view(pictures.square(i), settings.image_size) for i in rows])
         # Counted down from the last 32-bit number: no epoch of the training ever draws the same view.
@@ -72,10 +74,10 @@ def extract_features(trunk, pictures, settings, threads):
                                      np.random.default_rng([settings.seed, VIEW, epoch, i])) for i in rows])
     out = None
     for (v, rows), x in zip(jobs, runtime.progress(prefetch(make, jobs, threads), "teacher's features", len(jobs))):
-        f = trunk(x).numpy()
+        f = team.gather(trunk(x), len(rows)).numpy()
         if out is None:
             out = np.empty((augmented + 1, len(pictures), f.shape[1]), np.float32)
-        out[v, rows.start:rows.stop] = f
+        out[v, rows] = f
     return out
 
 

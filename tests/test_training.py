@@ -225,13 +225,10 @@ def test_each_signal_of_the_teacher_reaches_the_student(settings, off):
     assert (weights_of(left)["hidden.weight"] != weights_of(none)["hidden.weight"]).any()
 
 
-def test_mixup_stays_inside_the_part_and_mixes_as_it_says():
-    x = np.random.default_rng(0).normal(size=(12, 3, 4, 4)).astype("float32")
-    mixed = x.copy()
-    partner, lam = mixup(mixed, [0, 2, 3], 5, 0.4, np.random.default_rng(1))
-    np.testing.assert_allclose(mixed, lam * x + (1 - lam) * x[partner], atol=1e-6)
-    assert (partner // 4 == np.arange(12) // 4).all() and sorted(partner) == list(range(12))
-    two, lam_two = mixup(x.copy()[4:8], [2], 5, 0.4, np.random.default_rng(1))
+def test_mixup_partners_stay_inside_the_part():
+    partner, lam = mixup([0, 2, 3], 4, 5, 0.4, np.random.default_rng(1))
+    assert (partner // 4 == np.arange(12) // 4).all() and sorted(partner) == list(range(12)) and 0 < lam < 1
+    two, lam_two = mixup([2], 4, 5, 0.4, np.random.default_rng(1))
     assert lam_two == lam and (two == partner[4:8] - 4).all()
 
 

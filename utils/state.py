@@ -24,9 +24,11 @@ import paddle
 from models.teacher_model import Head
 from utils.checkpoint import arrays_of, load_into, write_whole
 from utils.data_utils import prefetch
+from utils.parallel import team
 from utils.process import Stopped, stops
 from utils.settings import InputError
 
+SCORES = ("history", "best_accuracy", "best_epoch", "failed")  # of a fold: what is no array
 SECONDS = 60  # an epoch that ends sooner after the last save is not saved: short epochs would write all the time
 
 
@@ -58,12 +60,12 @@ class Keeper:
 
     def after_step(self, epoch, step):
         """`step` steps of the epoch (both counted from 0) are done. Raises Stopped, saved, if a stop was asked for."""
-        if stops.asked or time.monotonic() - self.saved >= 60 * self.minutes:
+        if team.any(stops.asked or time.monotonic() - self.saved >= 60 * self.minutes):
             self.save(epoch, step)
 
     def after_epoch(self, epoch):
         """Epoch `epoch` (counted from 1) is over, weights and scores are written."""
-        if stops.asked or time.monotonic() - self.saved >= min(SECONDS, 60 * self.minutes):
+        if team.any(stops.asked or time.monotonic() - self.saved >= min(SECONDS, 60 * self.minutes)):
             self.save(epoch, 0)
 
     def save(self, epoch, step):
@@ -73,10 +75,8 @@ class Keeper:
             for old in glob.glob(os.path.join(glob.escape(self.folder), "state-*")):
                 if old != self.whole:
                     os.remove(old)
-            arrays = {f"{f.name}.{key}": a for f in self.folds for key, a in _arrays(f).items()}
-            scores = {f.name: dict(history=f.history, best_accuracy=f.best_accuracy, best_epoch=f.best_epoch,
-                                   failed=f.failed) for f in self.folds}
-            _write(path, dict(scores=scores), arrays)
+            arrays = {f"{name}.{key}": a for name, own in gathered(self.folds).items() for key, a in own.items()}
+            _write(path, dict(scores={f.name: {key: getattr(f, key) for key in SCORES} for f in self.folds}), arrays)
             self.whole = path
         self.saved, stops.advice = time.monotonic(), f"to go on: {resume_command(self.folder)}"
         if stops.asked:
@@ -95,22 +95,7 @@ class Keeper:
         for f in self.folds:
             mine = {k[len(f.name) + 1:]: v for k, v in arrays.items() if k.startswith(f.name + ".")}
 
-            def under(name):
-                return {k[len(name) + 1:]: v for k, v in mine.items() if k.startswith(name + ".")}
-            layers = {"student": f.student, **({"regressor": f.regressor} if f.regressor else {})}
-            if under("optimizer"):  # Paddle makes the moments in a step: take one, then set all to what it was
-                sum(p.sum() for layer in layers.values() for p in layer.parameters() if not p.stop_gradient).backward()
-                f.optimizer.step()
-                f.optimizer.clear_grad()
-                for key, value in _moments(f.optimizer).items():
-                    value.set_value(under("optimizer")[key])
-            for name, layer in layers.items():
-                load_into(layer, under(name), path)
-            f.sums = paddle.to_tensor(mine["sums"]) if "sums" in mine else None
-            f.probabilities = list(mine.get("probabilities", []))
-            f.best_weights = under("best")
-            for key, value in about["scores"][f.name].items():
-                setattr(f, key, value)
+            _set(f, mine, about["scores"][f.name], path)
         self.whole, stops.advice = path, f"to go on: {resume_command(self.folder)}"
         return tuple(int(n) for n in os.path.basename(path)[:-len(".npz")].split("-")[1:])
 
@@ -127,6 +112,39 @@ def _arrays(fold):
     if fold.probabilities:
         arrays["probabilities"] = np.stack(fold.probabilities)
     return arrays
+
+
+def _set(fold, arrays, scores, source):
+    """Make a fold as it was when its _arrays and scores were taken."""
+    def under(name):
+        return {k[len(name) + 1:]: v for k, v in arrays.items() if k.startswith(name + ".")}
+    layers = {"student": fold.student, **({"regressor": fold.regressor} if fold.regressor else {})}
+    if under("optimizer"):  # Paddle makes the moments in a step: take one, then set all to what it was
+        sum(p.sum() for layer in layers.values() for p in layer.parameters() if not p.stop_gradient).backward()
+        fold.optimizer.step()
+        fold.optimizer.clear_grad()
+        for key, value in _moments(fold.optimizer).items():
+            value.set_value(under("optimizer")[key])
+    for name, layer in layers.items():
+        load_into(layer, under(name), source)
+    fold.sums = paddle.to_tensor(arrays["sums"]) if "sums" in arrays else None
+    fold.probabilities = list(arrays.get("probabilities", []))
+    fold.best_weights = under("best")
+    for key in SCORES:
+        setattr(fold, key, scores[key])
+
+
+def gathered(folds):
+    """{name: arrays} of all folds, each from the process that trains it; all processes must take part."""
+    return {f.name: team.share(_arrays(f) if team.owns(f) else None, team.owner(f)) for f in folds}
+
+
+def hand_out(folds):
+    """The folds of the first process, which a resumed run has read, to the others."""
+    for f in folds:
+        arrays, scores = team.share((_arrays(f), {key: getattr(f, key) for key in SCORES}) if team.rank == 0 else None)
+        if team.rank:
+            _set(f, arrays, scores, "the first process")
 
 
 def _moments(optimizer):
@@ -177,6 +195,12 @@ def checksums(pictures, threads):
     """CRC-32 of every stored square, int64 [N]."""
     return np.fromiter(prefetch(lambda i: zlib.crc32(np.ascontiguousarray(pictures.square(i))), range(len(pictures)),
                                 threads), np.int64, len(pictures))
+
+
+def fingerprint(pictures, threads):
+    """A number that changes with any picture, its path or its category."""
+    return digest(dict(checksums=checksums(pictures, threads), labels=pictures.labels,
+                       paths=np.frombuffer("\0".join(pictures.paths).encode(errors="surrogateescape"), np.uint8)))
 
 
 def digest(arrays):

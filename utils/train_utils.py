@@ -19,6 +19,7 @@ from models.teacher_model import Head
 from utils.checkpoint import arrays_of, load_into
 from utils.data_utils import DROPOUT, MIXUP, VIEW, epoch_order, prefetch
 from utils.loss import distillation_loss, feature_loss
+from utils.parallel import team
 from utils.settings import Settings
 from utils.tables import printable
 from utils.transforms import eval_view, normalise, train_view
@@ -95,20 +96,17 @@ def learning_rate(step, total_steps, warmup_steps, base_lr):
     return base_lr * 0.5 * (1 + np.cos(np.pi * done))
 
 
-def mixup(x, needed, num_parts, alpha, rng):
-    """Mix every picture with a partner from the same part, in place (Zhang et al. 2018).
+def mixup(needed, b, num_parts, alpha, rng):
+    """Draw what to mix every picture with: a partner from the same part (Zhang et al. 2018).
 
-    x: float32 [len(needed) * b, ...], b pictures of each needed part side by side. Returns (partner int64 [len(x)],
-    lam): picture i becomes lam * x[i] + (1 - lam) * x[partner[i]]. Partners stay inside the part, so that no student
-    sees a pixel of its own validation pictures, and are drawn for all parts, so that those of one part do not
-    depend on which others are needed.
+    A batch has b pictures of each needed part side by side. Returns (partner int64 [len(needed) * b], lam): picture i
+    becomes lam * x[i] + (1 - lam) * x[partner[i]]. Partners stay inside the part, so that no student sees a pixel of its
+    own validation pictures, and are drawn for all parts, so that those of one part do not depend on which others are
+    needed.
     """
-    b = len(x) // len(needed)
     lam = float(rng.beta(alpha, alpha))
     partner = rng.permuted(np.tile(np.arange(b), (num_parts, 1)), axis=1)[needed]
-    partner = (partner + b * np.arange(len(needed))[:, None]).ravel()
-    x += (1 - lam) * (x[partner] - x)
-    return partner, lam
+    return (partner + b * np.arange(len(needed))[:, None]).ravel(), lam
 
 
 def fold_pool(threads):
@@ -183,18 +181,24 @@ def train(folds, pictures, parts, trunk, settings, threads, on_epoch=None, on_st
                 f.sums = paddle.zeros([4])  # on the device: no waiting inside the epoch
 
         def make(step):
-            """One batch as every network will see it: pictures [P * b, 3, S, S], partner of each, lam."""
+            """This process's share of a batch as every network will see it, [R, 3, S, S]; partner of each of all, lam."""
+            partner, lam = np.arange(len(part_of)), 1.0
+            if s.mixup_alpha and epoch >= s.warmup_epochs:
+                partner, lam = mixup(needed, per_part, num_parts, s.mixup_alpha,
+                                     np.random.default_rng([s.seed, MIXUP, epoch, step]))
+            rows = team.rows(len(part_of))
+            drawn, place = np.unique(np.concatenate([rows, partner[rows]]), return_inverse=True)
             x = normalise([train_view(pictures.square(i), s, np.random.default_rng([s.seed, VIEW, epoch, i]))
-                           for i in order[step]])
-            if s.mixup_alpha == 0 or epoch < s.warmup_epochs:
-                return x, np.arange(len(x)), 1.0
-            return x, *mixup(x, needed, num_parts, s.mixup_alpha, np.random.default_rng([s.seed, MIXUP, epoch, step]))
+                           for i in order[step][drawn]])
+            mine, other = x[place[:len(rows)]], x[place[len(rows):]]
+            return (mine + (1 - lam) * (other - mine) if lam < 1 else mine), partner, lam
 
         with runtime.progress(None, f"epoch {epoch + 1}/{s.num_epochs}", steps * len(part_of), "picture") as bar:
             bar.update(done * len(part_of))
             for step, (x, partner, lam) in enumerate(prefetch(make, range(done, steps), threads), done):
                 rate = rate_at(epoch, step)
-                features, maps = trunk(x), prefix(x)  # once for all folds, on the very same pictures
+                # once for all folds, on the very same pictures
+                features, maps = team.gather(trunk(x), len(part_of)), team.gather(prefix(x), len(part_of))
                 labels_a, labels_b = labels[order[step]], labels[order[step][partner]]
 
                 def step_of(f):
@@ -220,29 +224,38 @@ def train(folds, pictures, parts, trunk, settings, threads, on_epoch=None, on_st
                         healthy = paddle.isfinite(loss) & (f.sums[3] == step)
                         f.sums += paddle.stack([loss * len(rows), right.astype("float32"),
                                                 paddle.full([], len(rows), "float32"), healthy.astype("float32")])
-                list(pool.map(step_of, active))
+                list(pool.map(step_of, filter(team.owns, active)))
                 bar.update(len(part_of))
                 if on_step:
                     on_step(epoch, step + 1)
 
-        on_batch = on_step and functools.partial(on_step, epoch, steps)
-        for f, p in zip(active, evaluate(active, prefix, pictures, s, threads, on_batch)):
-            loss, right, seen, healthy = f.sums.numpy().astype("float64")
-            if healthy < steps or not np.isfinite(p).all():
-                step = int(min(healthy, steps - 1))
-                batch = order[step][part_of != f.index]
-                f.failed = (f"epoch {epoch + 1}, step {step + 1} of {steps}: the loss or a weight is no longer a finite "
-                            f"number (learning rate {rate_at(epoch, step):.3g}; pictures "
-                            f"{', '.join(printable(pictures.paths[i]) for i in batch)}); lower --base_lr")
-                continue
-            of_truth = p[np.arange(len(p)), labels[f.pictures]]
-            accuracy = float((p.argmax(1) == labels[f.pictures]).mean())
-            f.history.append(dict(epoch=epoch + 1, learning_rate=rate_at(epoch, steps - 1), train_loss=loss / seen,
+        on_batch = functools.partial(on_step, epoch, steps) if on_step and team.size == 1 else None
+        mine = [f for f in active if team.owns(f)]
+        judged = dict(zip(mine, evaluate(mine, prefix, pictures, s, threads, on_batch) if mine else ()))
+        for f in active:
+            failed, p, scores, best = "", None, None, None
+            if f in judged:
+                p, (loss, right, seen, healthy) = judged[f], f.sums.numpy().astype("float64")
+                if healthy < steps or not np.isfinite(p).all():
+                    step = int(min(healthy, steps - 1))
+                    batch = order[step][part_of != f.index]
+                    failed = (f"epoch {epoch + 1}, step {step + 1} of {steps}: the loss or a weight is no longer a finite "
+                              f"number (learning rate {rate_at(epoch, step):.3g}; pictures "
+                              f"{', '.join(printable(pictures.paths[i]) for i in batch)}); lower --base_lr")
+                else:
+                    of_truth = p[np.arange(len(p)), labels[f.pictures]]
+                    scores = dict(epoch=epoch + 1, learning_rate=rate_at(epoch, steps - 1), train_loss=loss / seen,
                                   train_accuracy=right / seen, val_loss=float(-np.log(of_truth + 1e-12).mean()),
-                                  val_accuracy=accuracy))
+                                  val_accuracy=float((p.argmax(1) == labels[f.pictures]).mean()))
+                    if scores["val_accuracy"] > f.best_accuracy:
+                        best = arrays_of(f.student)
+            f.failed, p, scores, best = team.share((failed, p, scores, best), team.owner(f))
+            if f.failed:
+                continue
+            f.history.append(scores)
             f.probabilities.append(p)
-            if accuracy > f.best_accuracy:
-                f.best_accuracy, f.best_epoch, f.best_weights = accuracy, epoch + 1, arrays_of(f.student)
+            if best:
+                f.best_accuracy, f.best_epoch, f.best_weights = scores["val_accuracy"], epoch + 1, best
         if on_epoch:
             on_epoch(epoch + 1, active, time.time() - began)
     pool.shutdown()

@@ -1,0 +1,70 @@
+"""One run on several processes: the pictures of a step are shared out among them, and so are the folds.
+
+    python -m paddle.distributed.launch --nproc_per_node 2 --backend gloo main.py --sample     # two, on the processor
+    python -m paddle.distributed.launch --devices 0,1,2,3 main.py --data_dir DIR               # four GPUs (never run here)
+
+Each process draws its share of the views and takes them through teacher and prefix; then all have the features and maps
+of all, and each trains the tails of its own folds, on whole batches. So no gradient travels, and a tail, its BatchNorm and
+its optimizer do not know how many processes there are. At 224 pixels 83 kB are sent per picture and process, where
+averaging gradients would send 22 MB per student and step. At most as many processes as folds have tails to train.
+
+The first process runs main.py and alone prints and writes; the others run follow() and take part where work is shared.
+"""
+import os
+
+from utils import runtime  # noqa: F401  before paddle
+import numpy as np
+import paddle
+import paddle.distributed as dist
+
+
+class Team:
+    """The processes of this run; without paddle.distributed.launch there is one, and nothing is sent."""
+    rank, size, here = 0, 1, 1  # here: how many of them share this machine
+
+    def join(self):
+        """Find the others, if paddle.distributed.launch started this process."""
+        if int(os.environ.get("PADDLE_TRAINERS_NUM", "1")) > 1:
+            dist.init_parallel_env()
+            self.rank, self.size = dist.get_rank(), dist.get_world_size()
+            hosts = [e.split(":")[0] for e in os.environ["PADDLE_TRAINER_ENDPOINTS"].split(",")]
+            self.here = hosts.count(os.environ["PADDLE_CURRENT_ENDPOINT"].split(":")[0])
+
+    def rows(self, n):
+        """The share of this process in n rows, int64; the last one again where they do not come out even."""
+        share = -(-n // self.size)
+        return np.minimum(np.arange(share * self.rank, share * (self.rank + 1)), n - 1)
+
+    def gather(self, x, n):
+        """Tensor of the rows(n) of each process -> Tensor of all n."""
+        if self.size == 1:
+            return x
+        shares = []
+        dist.all_gather(shares, x)
+        return paddle.concat(shares)[:n]
+
+    def share(self, value=None, owner=0):
+        """What `owner` calls it with, in all processes."""
+        if self.size == 1:
+            return value
+        box = [value]
+        dist.broadcast_object_list(box, src=owner)
+        return box[0]
+
+    def any(self, flag):
+        """Whether it is true in any of the processes."""
+        if self.size == 1:
+            return flag
+        flag = paddle.to_tensor([int(bool(flag))])
+        dist.all_reduce(flag, op=dist.ReduceOp.MAX)
+        return bool(flag.item())
+
+    def owner(self, fold):
+        """The process that trains a fold, and its control."""
+        return fold.index % self.size
+
+    def owns(self, fold):
+        return self.owner(fold) == self.rank
+
+
+team = Team()
