@@ -1,7 +1,7 @@
 """The trained student in use: start, milliseconds per picture by every way to run it, folders, memory. Random weights do.
 
-    python benchmarks/inference.py                     # 224 pixels, folders of 500 and 2,000 pictures, 3 minutes on 2 cores
-    python benchmarks/inference.py --pictures 200      # on a laptop
+    python benchmarks/inference.py                     # 224 pixels, folders of 500 and 2,000 pictures
+    python benchmarks/inference.py --pictures 400      # on a laptop; 2:19 on 2 busy AMD EPYC cores
 
 Draws pictures and makes five students of one run (as folds, they share their frozen blocks) in a temporary folder. Ways to
 run are compared with one another in turn in this one process, at rest between them: threads of one that still wait for work
