@@ -31,7 +31,7 @@ SQUARES, REPEATS, BATCH, WANTED = 200, 300, 20, 4000  # WANTED: pictures/s to na
 
 
 def smooth_picture(rng, height, width):
-    """Random colours without noise: a JPEG of it is as large as one of a photograph."""
+    """Random colours without noise."""
     return cv2.resize(rng.integers(0, 256, (height // 16, width // 16, 3), np.uint8), (width, height),
                       interpolation=cv2.INTER_CUBIC)
 
