@@ -9,10 +9,11 @@ import numpy as np
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet, RGB in 0..1
 
-_LUT = ((np.arange(256)[:, None] / 255 - MEAN) / STD).astype(np.float32)[None]  # [1, 256, 3]
+_LUT = ((np.arange(256)[:, None] / 255 - MEAN) / STD).T.astype(np.float32, order="C")  # [3, 256]
 _GREY = np.array([0.299, 0.587, 0.114])
 _TO_YIQ = np.array([_GREY, [0.596, -0.274, -0.322], [0.211, -0.523, 0.312]])
 _TO_RGB = np.linalg.inv(_TO_YIQ)
+_SAME, _TO_GREY = np.eye(3), np.tile(_GREY, (3, 1))
 
 
 def square_side(image_size):
@@ -49,7 +50,7 @@ def train_view(square, s, rng):
     turn[:, 1] *= -1 if u[1] < s.flip_vertical else 1
     shift = np.floor(u[3:5] * (2 * s.crop_pad + 1)) - s.crop_pad
     offset = (size - 1) / 2 + shift - turn @ np.full(2, (side - 1) / 2)
-    view = cv2.warpAffine(square, np.c_[turn, offset], (size, size), flags=cv2.INTER_LINEAR,
+    view = cv2.warpAffine(square, np.hstack([turn, offset[:, None]]), (size, size), flags=cv2.INTER_LINEAR,
                           borderMode=cv2.BORDER_REFLECT_101)
 
     brightness, contrast, saturation = 1 + np.array([s.brightness, s.contrast, s.saturation]) * (2 * u[5:8] - 1)
@@ -72,14 +73,15 @@ def colour_map(brightness, contrast, saturation, hue, grey):
     """
     a = 2 * np.pi * hue
     hue_turn = _TO_RGB @ [[1, 0, 0], [0, np.cos(a), -np.sin(a)], [0, np.sin(a), np.cos(a)]] @ _TO_YIQ
-    colour = hue_turn @ (saturation * np.eye(3) + (1 - saturation) * np.ones((3, 1)) * _GREY)
+    colour = hue_turn @ (saturation * _SAME + (1 - saturation) * _TO_GREY)
     constant = (1 - contrast) * brightness * grey
-    return np.c_[colour * contrast * brightness, np.full(3, constant)]
+    return np.hstack([colour * contrast * brightness, np.full((3, 1), constant)])
 
 
 def normalise(views):
     """uint8 views, each [S, S, 3], -> float32 [B, 3, S, S] with ImageNet mean 0 and deviation 1."""
     out = np.empty((len(views), 3, *views[0].shape[:2]), np.float32)
     for planes, view in zip(out, views):
-        cv2.split(cv2.LUT(np.ascontiguousarray(view), _LUT), list(planes))
+        for plane, values, lut in zip(planes, cv2.split(np.ascontiguousarray(view)), _LUT):
+            cv2.LUT(values, lut[None], dst=plane)  # a plane at a time: half the time of all three and a split
     return out
