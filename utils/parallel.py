@@ -10,12 +10,27 @@ averaging gradients would send 22 MB per student and step. At most as many proce
 
 The first process runs main.py and alone prints and writes; the others run follow() and take part where work is shared.
 """
+import contextlib
 import os
+import time
 
 from utils import runtime  # noqa: F401  before paddle
 import numpy as np
 import paddle
 import paddle.distributed as dist
+
+from utils.settings import InputError
+
+
+@contextlib.contextmanager
+def reported():
+    """What Paddle says of a connection that fails, or of a process that is silent for 30 seconds, on one line."""
+    try:
+        yield
+    except (RuntimeError, ValueError, OSError) as e:
+        raise InputError(f"process {os.environ['PADDLE_TRAINER_ID']} lost another one ({str(e).strip().splitlines()[-1]}); each "
+                         "says why it ended in its workerlog; between machines GLOO_SOCKET_IFNAME names the network "
+                         "interface, such as eth0") from e
 
 
 class Team:
@@ -25,10 +40,22 @@ class Team:
     def join(self):
         """Find the others, if paddle.distributed.launch started this process."""
         if int(os.environ.get("PADDLE_TRAINERS_NUM", "1")) > 1:
-            dist.init_parallel_env()
+            with reported():
+                dist.init_parallel_env()
+            self.store, self.met = paddle.base.core.create_or_get_global_tcp_store(), 0
             self.rank, self.size = dist.get_rank(), dist.get_world_size()
             hosts = [e.split(":")[0] for e in os.environ["PADDLE_TRAINER_ENDPOINTS"].split(",")]
             self.here = hosts.count(os.environ["PADDLE_CURRENT_ENDPOINT"].split(":")[0])
+
+    def meet(self):
+        """Wait for all, up to an hour: the first process may decode pictures while the others wait."""
+        self.met, end = self.met + 1, time.monotonic() + 3600
+        with reported():
+            self.store.add(f"meet{self.met}", 1)
+            while self.store.add(f"meet{self.met}", 0) < self.size:
+                if time.monotonic() > end:
+                    raise OSError("silent for an hour")
+                time.sleep(0.005)
 
     def rows(self, n):
         """The share of this process in n rows, int64; the last one again where they do not come out even."""
@@ -40,15 +67,18 @@ class Team:
         if self.size == 1:
             return x
         shares = []
-        dist.all_gather(shares, x)
+        with reported():
+            dist.all_gather(shares, x)
         return paddle.concat(shares)[:n]
 
     def share(self, value=None, owner=0):
         """What `owner` calls it with, in all processes."""
         if self.size == 1:
             return value
+        self.meet()
         box = [value]
-        dist.broadcast_object_list(box, src=owner)
+        with reported():
+            dist.broadcast_object_list(box, src=owner)
         return box[0]
 
     def any(self, flag):
@@ -56,7 +86,8 @@ class Team:
         if self.size == 1:
             return flag
         flag = paddle.to_tensor([int(bool(flag))])
-        dist.all_reduce(flag, op=dist.ReduceOp.MAX)
+        with reported():
+            dist.all_reduce(flag, op=dist.ReduceOp.MAX)
         return bool(flag.item())
 
     def owner(self, fold):
