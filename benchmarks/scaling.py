@@ -6,8 +6,7 @@
 
 Draws JPEG files of smooth noise, one in 50 a mirrored copy, and starts on them twice at 64 pixels, each time in a process
 of its own, since the peak memory of a process never falls; Paddle and the rest, just loaded, are not counted in it. For
-the teacher's trunk a random matrix stands in there, and all weights are random. In brackets: seconds of the processor, all
-cores together, which say more on a busy machine.
+the teacher's trunk a random matrix stands in there, and weights are random. In brackets: processor time of all cores.
 """
 import argparse
 import json
@@ -54,7 +53,7 @@ def draw(folder, count):
 
 def step_time(pictures, parts, trunk, settings):
     """Median milliseconds of a training step per picture, by both clocks."""
-    rng, times = np.random.default_rng(0), [clocks()]
+    rng, times = np.random.default_rng(0), []
     head = Head(*(0.01 * rng.normal(size=shape).astype("f") for shape in ((2048, CATEGORIES), (1, CATEGORIES), 2048)),
                 np.ones(2048, "f"))
     folds = [build_fold(k, pictures.labels, parts, head, settings) for k in range(settings.num_folds)]
@@ -113,9 +112,9 @@ def main():
                 [sys.executable, __file__, "--start", os.path.join(folder, "set"), os.path.join(folder, "cache"), how],
                 stdout=subprocess.PIPE, check=True).stdout) for how in ("first", "second"))
         times = map(both, [*first["times"], np.sum(second["times"], 0), second["step"]])
-        print(f"| {count}", *times, *np.round(first["peaks"] + second["peaks"][1:]).astype(int), "", sep=" | ", flush=True)
-    if arguments.folds:
-        print("\n| folds | a step, ms per picture, 224 pixels | on the line through the first two rows |\n" + 3 * "| --- " + "|")
+        peaks = np.round(first["peaks"] + second["peaks"][1:]).astype(int)
+        print(f"| {count}", *times, *peaks, sep=" | ", end=" |\n", flush=True)
+    print("\n| folds | a step, ms per picture, 224 pixels | on the line of the first two |\n" + 3 * "| --- " + "|")
     rows, squares = [], np.random.default_rng(0).integers(0, 256, (64, *2 * [square_side(224)], 3), np.uint8)
     for k in arguments.folds:
         settings = Settings(num_folds=k, warmup_epochs=0)
