@@ -22,7 +22,7 @@ from sklearn.metrics import balanced_accuracy_score
 from data.make_sample import make_sample
 from models.teacher_model import Trunk, extract_features, fit_heads, load_trunk, teacher_predictions
 from utils.checkpoint import imagenet_weights, new_folder, save_weights, set_aside, update_about
-from utils.copies import copy_rows, find_copies, group_pictures, read_groups
+from utils.copies import copy_rows, group_pictures, known_copies, read_groups
 from utils.cost import cost
 from utils.data_utils import find_categories, load_pictures, stratified_parts
 from utils.page import write_page
@@ -62,7 +62,7 @@ def main(argv=None):
                              settings.cache_gb, threads)
     print_pictures(pictures)
     given = read_groups(settings.groups, pictures)
-    groups = group_pictures(len(pictures), np.concatenate([find_copies(pictures, threads), given]))
+    groups = group_pictures(len(pictures), np.concatenate([known_copies(pictures, threads), given]))
     copies = copy_rows(pictures, groups)
     print_copies(copies, given, settings)
     parts = stratified_parts(pictures.labels, settings.num_folds, settings.seed, pictures.categories, groups)

@@ -24,7 +24,7 @@ import paddle  # noqa: E402
 from data.make_sample import make_sample  # noqa: E402
 from models.teacher_model import extract_features, fit_heads, load_trunk, teacher_predictions  # noqa: E402
 from utils.checkpoint import imagenet_weights  # noqa: E402
-from utils.copies import find_copies, group_pictures, read_groups  # noqa: E402
+from utils.copies import group_pictures, known_copies, read_groups  # noqa: E402
 from utils.data_utils import find_categories, load_pictures, stratified_parts  # noqa: E402
 from utils.settings import InputError, parse  # noqa: E402
 from utils.statistics import compare, cross_fitted_epochs, wilson  # noqa: E402
@@ -60,7 +60,7 @@ def main():
     categories = find_categories(settings.data_dir, settings.categories)
     pictures = load_pictures(settings.data_dir, settings.image_size, categories, settings.cache_dir, settings.cache_gb,
                              threads)
-    pairs = np.concatenate([find_copies(pictures, threads), read_groups(settings.groups, pictures)])
+    pairs = np.concatenate([known_copies(pictures, threads), read_groups(settings.groups, pictures)])
     parts = stratified_parts(pictures.labels, settings.num_folds, settings.seed, categories,
                              group_pictures(len(pictures), pairs))
     trained = sorted(settings.folds) or list(range(settings.num_folds))

@@ -98,8 +98,9 @@ def fit_heads(features, labels, parts, folds, settings, threads=1):
                 mine = labels[rows] == c
                 rank[mine] = np.arange(mine.sum()) / max(mine.sum(), 1)
             rows = rows[np.argsort(rank, kind="stable")[:MANY]]
-        x = features[:, rows].reshape(-1, features.shape[2])  # a copy, scaled in place below: it is large
-        mean, std = x.mean(0), x.std(0)
+        x = features.take(rows, 1).reshape(-1, features.shape[2])  # one copy, scaled in place below: it is large
+        mean = x.mean(0)
+        std = np.concatenate([x[:, c:c + 256].std(0) for c in range(0, x.shape[1], 256)])  # of all: one more copy of x
         std[std < 1e-12] = 1
         model = LogisticRegression(C=settings.head_c, max_iter=500, class_weight=class_weight)
         x -= mean

@@ -5,10 +5,12 @@ import cv2
 import numpy as np
 import pytest
 from conftest import write_picture
+from sklearn.model_selection import StratifiedGroupKFold
 
 from main import copy_rows, print_copies
-from utils.copies import find_copies, group_pictures, read_groups
-from utils.data_utils import load_pictures, stratified_parts
+from utils import copies
+from utils.copies import find_copies, group_pictures, known_copies, look_alikes, read_groups
+from utils.data_utils import Grouped, load_pictures, stratified_parts
 from utils.settings import InputError, Settings
 
 
@@ -185,3 +187,46 @@ def test_too_few_groups_and_parts_without_a_category_are_refused():
             assert "a part is left without" in str(e)
         else:
             assert all(len(set(labels[parts == k])) == 2 for k in range(5))
+
+
+@pytest.mark.parametrize("noise", [0.0, 0.2, 0.6])
+def test_look_alikes_are_those_of_all_pairs_in_all_orientations(noise):
+    rng = np.random.default_rng(0)
+    soft = np.stack([cv2.resize(rng.normal(size=(3, 3)), (8, 8)) for _ in range(60)])
+    rough = soft[rng.integers(0, 60, 400)] + noise * rng.normal(size=(400, 8, 8)) * soft.std()
+    rough = np.stack([np.rot90(r[:, ::-1] if i % 2 else r, rng.integers(4)) for i, r in enumerate(rough)])
+    rough -= rough.mean((1, 2), keepdims=True)
+    rough /= np.linalg.norm(rough, axis=(1, 2), keepdims=True)
+    rough[::50] = 0  # blank
+    turned = [np.rot90(r, k, (1, 2)).reshape(400, 64) for r in (rough, rough[:, ::-1]) for k in range(4)]
+    table = np.max([rough.reshape(400, 64) @ t.T for t in turned], 0)
+    np.fill_diagonal(table, 0)
+    assert (table >= 0.95).sum(1).max() <= 20 and (noise > 0.5 or (table >= 0.95).sum() > 400)
+    pairs = np.argwhere(np.triu(table >= 0.95))
+    np.testing.assert_array_equal(look_alikes(rough.astype(np.float32)), pairs)
+
+
+def test_known_copies_are_looked_for_once_and_again_when_pictures_change(tmp_path, planted, load, monkeypatch):
+    pairs = known_copies(planted)
+    np.testing.assert_array_equal(pairs, find_copies(planted))
+    with monkeypatch.context() as m:
+        m.delattr(copies, "find_copies")
+        np.testing.assert_array_equal(known_copies(load()), pairs)
+        m.setattr(copies, "VERSION", -1)
+        with pytest.raises(NameError):
+            known_copies(planted)
+    with open(planted.cache + ".copies", "w") as f:
+        f.write("{")
+    np.testing.assert_array_equal(known_copies(planted), pairs)
+    write_picture(str(tmp_path / "set" / "cans" / "0 mirrored.png"), drawn(3))
+    assert len(known_copies(load())) < len(pairs)
+
+
+def test_parts_are_those_of_scikit_learn():
+    for seed in range(20):
+        rng = np.random.default_rng(seed)
+        n, k = rng.integers(40, 300), rng.integers(2, 11)
+        labels, groups = rng.integers(0, 3, n), rng.integers(0, n, n)
+        for a, b in zip(*(c(k, shuffle=True, random_state=seed).split(labels, labels, groups)
+                          for c in (Grouped, StratifiedGroupKFold))):
+            np.testing.assert_array_equal(a[1], b[1])

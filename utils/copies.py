@@ -6,21 +6,24 @@ A copy is the same picture re-encoded, resized, brightened, cropped by a few per
 Found in two steps: which pictures look alike at 8x8 pixels, then whether their details agree at 64x64, at every place.
 The second step decides: plain tables and lighting alone make pictures of different objects look alike at first glance.
 
-The first step takes N * N correlations of 64 numbers, in blocks. Processor time on an AMD EPYC, shared out over the
-threads: TrashNet (2,527 photographs) 3 s, 16,000 drawn noise pictures 31 s; from its parts, 64,000 pictures 200 s. At
-worst, one background in all pictures, 25 ms per picture: NEIGHBOURS bounds it.
+The first step takes one product of 64 numbers per pair of pictures (invariant), and correlations in all eight
+orientations for the few that it leaves: benchmarks/scaling.py has its times. At worst, one background in all pictures,
+the second takes 25 ms per picture on an AMD EPYC: NEIGHBOURS bounds it.
 """
 import csv
 import functools
 import hashlib
 import io
+import json
 
 import utils.runtime as runtime  # before cv2
 import cv2
 import numpy as np
+from scipy.fft import dctn
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
+from utils.checkpoint import write_whole
 from utils.data_utils import prefetch
 from utils.settings import InputError
 
@@ -29,6 +32,7 @@ AGREE = 0.78     # least agreement of details, at the worst place; on TrashNet n
 FLAT = 1.0       # details that deviate less, in grey levels of 255, are noise: only an identical picture is a copy
 NEIGHBOURS = 20  # look-alikes of a picture that are compared in detail: one background in all pictures makes N of them
 ROWS = 64        # of the table of correlations at a time: ROWS * N * 16 bytes per thread
+VERSION = 1      # raise it when other pairs are found
 
 SYMMETRIES = [(turns, mirror) for mirror in (False, True) for turns in range(4)]
 
@@ -66,6 +70,68 @@ def agreement(a, b):
     return 1 - (difference / (both + both.mean())).max()
 
 
+def invariant(rough):
+    """float32 [N, 8, 8] -> [N, 64] of the same norms: products are at least the correlation in every orientation.
+
+    Turned or mirrored, the coefficients (u, v) and (v, u) of the cosine transform change places or signs, no more; so
+    absolute values, or those of sum and difference, or the larger and the smaller one, can only come to more. The sum
+    stays as it is where both u and v are even: it never changes.
+    """
+    coefficients = dctn(rough, axes=(1, 2), norm="ortho")
+    u, v = np.triu_indices(8)
+    a, b = coefficients[:, u, v], coefficients[:, v, u]
+    total = np.where(u == v, a, (a + b) / 2**0.5)
+    total, difference = np.where(u % 2, abs(total), total), abs(a - b) / 2**0.5
+    a, b, mixed = abs(a), abs(b), (u + v) % 2 == 1
+    return np.concatenate([np.where(mixed, np.maximum(a, b), total),
+                           np.where(mixed, np.minimum(a, b), difference)[:, u != v]], 1).astype(np.float32)
+
+
+def look_alikes(rough, workers=runtime.CORES):
+    """Pairs (i, j), i < j, sorted, of rows of float32 [N, 8, 8], each of norm 1 or 0, that correlate by ALIKE or more.
+
+    In one of the orientations; of each row its NEIGHBOURS nearest.
+    """
+    n, bounds, flat = len(rough), invariant(rough), rough.reshape(-1, 64)
+    turned = [np.ascontiguousarray(np.rot90(rough[:, :, ::-1] if mirror else rough, turns, (1, 2))).reshape(-1, 64)
+              for turns, mirror in SYMMETRIES]
+
+    def alike(start):
+        rows = slice(start, start + ROWS)
+        few = np.flatnonzero((bounds[rows] @ bounds.T).max(0) >= ALIKE - 1e-4)  # 1e-4: rounding
+        if not len(few):  # blank pictures
+            return np.empty((0, 2), np.int64)
+        table = flat[rows] @ turned[0][few].T
+        for t in turned[1:]:
+            np.maximum(table, flat[rows] @ t[few].T, out=table)
+        table[few == np.arange(n)[rows, None]] = 0
+        near = np.argpartition(table, -min(NEIGHBOURS, len(few)), 1)[:, -min(NEIGHBOURS, len(few)):]
+        i, column = np.nonzero(np.take_along_axis(table, near, 1) >= ALIKE)
+        return np.sort(np.c_[i + start, few[near[i, column]]], 1)
+    starts = range(0, n, ROWS)
+    tables = runtime.progress(prefetch(alike, starts, workers), "comparing pictures", len(starts))
+    return np.unique(np.concatenate(list(tables)), axis=0)
+
+
+def known_copies(pictures, workers=runtime.CORES):
+    """What find_copies finds, kept beside the cache of the pictures for the next run on the same pictures."""
+    key = hashlib.sha256(json.dumps([VERSION, ALIKE, AGREE, FLAT, NEIGHBOURS, pictures.paths]).encode()).hexdigest()
+    path = pictures.cache + ".copies"
+    try:
+        with open(path, encoding="utf-8") as f:
+            known = json.load(f)
+        if known["key"] == key:
+            return np.array(known["pairs"], np.int64).reshape(-1, 2)
+    except (OSError, ValueError, KeyError, TypeError):
+        pass  # not there yet, or damaged
+    pairs = find_copies(pictures, workers)
+    try:
+        write_whole(path, lambda f: f.write(json.dumps(dict(key=key, pairs=pairs.tolist())).encode()))
+    except OSError:
+        pass  # the next run looks again
+    return pairs
+
+
 def find_copies(pictures, workers=runtime.CORES):
     """Pairs of positions (i, j), i < j, of pictures that are copies of one another, sorted; int64 [P, 2].
 
@@ -87,20 +153,7 @@ def find_copies(pictures, workers=runtime.CORES):
         elif detailed:
             rough[i] = picture / max(np.linalg.norm(picture), 1e-9)
 
-    turned = [np.stack([symmetric(r, *s) for r in rough]).reshape(n, 64) for s in SYMMETRIES]
-
-    def alike(start):
-        rows = rough[start:start + ROWS].reshape(-1, 64)
-        table = rows @ turned[0].T
-        for t in turned[1:]:
-            np.maximum(table, rows @ t.T, out=table)
-        table[np.arange(len(rows)), start + np.arange(len(rows))] = 0
-        near = np.argpartition(table, -min(NEIGHBOURS, n), 1)[:, -min(NEIGHBOURS, n):]
-        i, column = np.nonzero(np.take_along_axis(table, near, 1) >= ALIKE)
-        return np.sort(np.c_[i + start, near[i, column]], 1)
-    starts = range(0, n, ROWS)
-    tables = runtime.progress(prefetch(alike, starts, workers), "comparing pictures", len(starts))
-    candidates = np.unique(np.concatenate(list(tables)), axis=0)
+    candidates = look_alikes(rough, workers)
 
     detail = functools.lru_cache(1024)(lambda i: details(pictures.square(i)))  # 50 MB
 
@@ -108,7 +161,7 @@ def find_copies(pictures, workers=runtime.CORES):
         i, j = pair
         a, b = detail(i), detail(j)
         return any(max(agreement(a, b_turned), agreement(b_turned, a)) >= AGREE
-                   for s, t in zip(SYMMETRIES, turned) if t[j] @ rough[i].ravel() >= ALIKE
+                   for s in SYMMETRIES if symmetric(rough[j], *s).ravel() @ rough[i].ravel() >= ALIKE
                    for b_turned in [symmetric(b, *s)])
     answers = runtime.progress(prefetch(same, candidates, workers), "confirming copies", len(candidates), "pair")
     pairs += [tuple(pair) for pair, yes in zip(candidates, answers) if yes]

@@ -17,7 +17,7 @@ import shutil
 import time
 import zlib
 
-from utils import runtime  # noqa: F401  before paddle
+from utils import runtime  # before paddle
 import numpy as np
 import paddle
 
@@ -193,8 +193,8 @@ def _machine(threads):
 
 def checksums(pictures, threads):
     """CRC-32 of every stored square, int64 [N]."""
-    return np.fromiter(prefetch(lambda i: zlib.crc32(np.ascontiguousarray(pictures.square(i))), range(len(pictures)),
-                                threads), np.int64, len(pictures))
+    sums = prefetch(lambda i: zlib.crc32(np.ascontiguousarray(pictures.square(i))), range(len(pictures)), threads)
+    return np.fromiter(runtime.progress(sums, "checksums", len(pictures), "picture"), np.int64, len(pictures))
 
 
 def fingerprint(pictures, threads):

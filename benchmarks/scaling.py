@@ -1,0 +1,129 @@
+"""How start-up, memory and a training step grow with the number of pictures, and a step with the number of folds.
+
+    python benchmarks/scaling.py                                 # 2,500 and 16,000 drawn pictures, folds at 224 pixels
+    python benchmarks/scaling.py --pictures 500 2000             # for a laptop
+    python benchmarks/scaling.py --pictures 64000 --folds        # no second table; 1.3 GB in the temporary folder
+
+Draws JPEG files of smooth noise, one in 50 a mirrored copy, and starts on them twice at 64 pixels, each time in a process
+of its own, since the peak memory of a process never falls; Paddle and the rest, just loaded, are not counted in it. For
+the teacher's trunk a random matrix stands in there, and weights are random. In brackets: processor time of all cores.
+"""
+import argparse
+import json
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), os.pardir))
+from utils import runtime  # noqa: E402
+import cv2  # noqa: E402
+import numpy as np  # noqa: E402
+import paddle  # noqa: E402
+
+from models.teacher_model import Head, extract_features, fit_heads, load_trunk  # noqa: E402
+from utils.copies import group_pictures, known_copies  # noqa: E402
+from utils.data_utils import Pictures, load_pictures, stratified_parts  # noqa: E402
+from utils.settings import Settings  # noqa: E402
+from utils.train_utils import build_fold, pictures_per_part, train  # noqa: E402
+from utils.transforms import square_side  # noqa: E402
+
+CATEGORIES, STEPS, WARM = 6, 10, 3
+both = "{0[0]:.1f} ({0[1]:.1f})".format
+
+
+def clocks():
+    return np.array([time.perf_counter(), time.process_time()])
+
+
+def draw(folder, count):
+    def one(i):
+        rng = np.random.default_rng(i - (i % 50 == 1))  # number 1 mirrors number 0
+        picture = sum(cv2.resize(rng.normal(32, sd, (side, side, 3)), (96, 80), interpolation=cv2.INTER_CUBIC)
+                      for side, sd in ((2, 30), (4, 30), (8, 20), (24, 15))).clip(0, 255).astype(np.uint8)
+        path = os.path.join(folder, str(i % CATEGORIES), f"{i}.jpg")
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        cv2.imencode(".jpg", picture[:, ::-1] if i % 50 == 1 else picture)[1].tofile(path)
+    with ThreadPoolExecutor(runtime.CORES) as pool:
+        list(pool.map(one, range(count)))
+
+
+def step_time(pictures, parts, trunk, settings):
+    """Median milliseconds of a training step per picture, by both clocks."""
+    rng, times = np.random.default_rng(0), []
+    head = Head(*(0.01 * rng.normal(size=shape).astype("f") for shape in ((2048, CATEGORIES), (1, CATEGORIES), 2048)),
+                np.ones(2048, "f"))
+    folds = [build_fold(k, pictures.labels, parts, head, settings) for k in range(settings.num_folds)]
+
+    def on_step(*_):
+        times.append(clocks())
+        if len(times) > STEPS:
+            raise StopAsyncIteration  # nothing in the program raises it
+    try:
+        train(folds, pictures, parts, trunk, settings, runtime.CORES, on_step=on_step)
+    except StopAsyncIteration:
+        return 1000 * np.median(np.diff(times, axis=0)[WARM:], 0) / (pictures_per_part(settings) * len(folds))
+
+
+def start(folder, cache, second):
+    """A start of main.py on a folder; the second time also what comes next. Prints seconds and MB as JSON."""
+    def peak():
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    settings, threads = Settings(image_size=64, warmup_epochs=0, head_c=1e-5), runtime.CORES  # head_c: fitted sooner
+    before, times = peak(), [clocks()]
+    pictures = load_pictures(folder, 64, cache_dir=cache)
+    times.append(clocks())
+    groups = group_pictures(len(pictures), known_copies(pictures, threads))
+    times.append(clocks())
+    parts = stratified_parts(pictures.labels, 5, 42, pictures.categories, groups)
+    times.append(clocks())
+    answer = dict(times=np.diff(times, axis=0).tolist(), peaks=[peak() - before])
+    if second:
+        matrix = np.random.default_rng(0).normal(size=(192, 2048)).astype("f")
+        features = extract_features(lambda x: paddle.to_tensor(x[:, :, ::8, ::8].reshape(len(x), -1) @ matrix),
+                                    pictures, settings, threads)
+        fit_heads(features, pictures.labels, parts, range(5), settings, threads)
+        answer["peaks"].append(peak() - before)
+        del features
+        answer["step"] = step_time(pictures, parts, load_trunk("", None, settings, threads), settings).tolist()
+        answer["peaks"].append(peak() - before)
+    print(json.dumps(answer))
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--pictures", type=int, nargs="*", default=[2500, 16000])
+    parser.add_argument("--folds", type=int, nargs="*", default=[2, 5, 10], help="the first two give the model")
+    parser.add_argument("--start", nargs=3, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    runtime.choose_device("cpu")
+    if arguments.start:
+        return start(*arguments.start[:2], arguments.start[2] == "second")
+    print(f"{runtime.processor()}, {runtime.CORES} cores, {runtime.versions()}\n\n| pictures | decode, s | copies, s | "
+          "parts, s | second start, s | a step, ms per picture | MB: start | features, heads | training |\n"
+          + 9 * "| --- " + "|")
+    for count in arguments.pictures:
+        with tempfile.TemporaryDirectory() as folder:
+            draw(os.path.join(folder, "set"), count)
+            first, second = (json.loads(subprocess.run(
+                [sys.executable, __file__, "--start", os.path.join(folder, "set"), os.path.join(folder, "cache"), how],
+                stdout=subprocess.PIPE, check=True).stdout) for how in ("first", "second"))
+        times = map(both, [*first["times"], np.sum(second["times"], 0), second["step"]])
+        peaks = np.round(first["peaks"] + second["peaks"][1:]).astype(int)
+        print(f"| {count}", *times, *peaks, sep=" | ", end=" |\n", flush=True)
+    print("\n| folds | a step, ms per picture, 224 pixels | on the line of the first two |\n" + 3 * "| --- " + "|")
+    rows, squares = [], np.random.default_rng(0).integers(0, 256, (64, *2 * [square_side(224)], 3), np.uint8)
+    for k in arguments.folds:
+        settings = Settings(num_folds=k, warmup_epochs=0)
+        n = np.arange((STEPS + 1) * pictures_per_part(settings) * k)
+        pictures = Pictures("", n.tolist(), n // k % CATEGORIES, list("abcdef"), [], lambda i: squares[i % 64])
+        rows.append((k, step_time(pictures, n % k, load_trunk("", None, settings, runtime.CORES), settings)))
+        tail = (rows[1][1] - rows[0][1]) / (rows[1][0] - rows[0][0]) if len(rows) > 1 else 0
+        print(f"| {k} | {both(rows[-1][1])} | {both(rows[0][1] + (k - rows[0][0]) * tail)} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
