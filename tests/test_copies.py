@@ -5,12 +5,11 @@ import cv2
 import numpy as np
 import pytest
 from conftest import write_picture
-from sklearn.model_selection import StratifiedGroupKFold
 
 from main import copy_rows, print_copies
 from utils import copies
 from utils.copies import find_copies, group_pictures, known_copies, look_alikes, read_groups
-from utils.data_utils import Grouped, load_pictures, stratified_parts
+from utils.data_utils import load_pictures, stratified_parts
 from utils.settings import InputError, Settings
 
 
@@ -220,13 +219,3 @@ def test_known_copies_are_looked_for_once_and_again_when_pictures_change(tmp_pat
     np.testing.assert_array_equal(known_copies(planted), pairs)
     write_picture(str(tmp_path / "set" / "cans" / "0 mirrored.png"), drawn(3))
     assert len(known_copies(load())) < len(pairs)
-
-
-def test_parts_are_those_of_scikit_learn():
-    for seed in range(20):
-        rng = np.random.default_rng(seed)
-        n, k = rng.integers(40, 300), rng.integers(2, 11)
-        labels, groups = rng.integers(0, 3, n), rng.integers(0, n, n)
-        for a, b in zip(*(c(k, shuffle=True, random_state=seed).split(labels, labels, groups)
-                          for c in (Grouped, StratifiedGroupKFold))):
-            np.testing.assert_array_equal(a[1], b[1])
