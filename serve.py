@@ -169,7 +169,7 @@ def main(argv=None):
     parser.add_argument("--min_confidence", type=float, default=0.0, metavar="X",
                         help=f"answer '{UNSURE}' below this confidence, 0 to 1 (default: 0)")
     parser.add_argument("--host", default="127.0.0.1", help="0.0.0.0: others can reach it too (default: 127.0.0.1)")
-    parser.add_argument("--port", type=int, default=8000, help="(default: 8000)")
+    parser.add_argument("--port", type=int, default=8000, help="where it listens (default: 8000)")
     args = parser.parse_args(argv)
     paths = expand(args.model_path)
     if not 0 <= args.min_confidence <= 1:

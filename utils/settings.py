@@ -51,12 +51,12 @@ class Settings:
                               "heads are fitted on", 0, 20)
     head_c: float = setting(0.01, "inverse regularisation of the teacher's heads (scikit-learn's C)", 1e-8)
     # method
-    temperature: float = setting(4.0, "softens the soft labels", 0.01, 1000)
+    temperature: float = setting(4.0, "softens the soft labels, which --alpha below 1 brings in", 0.01, 1000)
     alpha: float = setting(1.0, "weight of the true labels; 1 - alpha is that of the teacher's soft labels", 0, 1)
     feature_weight: float = setting(8.0, "weight of guessing the teacher's features from the student's, one linear "
                                     "layer; 0 leaves it out", 0, 1000)
     control: bool = setting(False, "train beside every student its twin without a teacher, and compare")
-    class_weights: str = setting("balanced", "'balanced' gives every category the same weight in the loss",
+    class_weights: str = setting("balanced", "'balanced' gives every category the same weight in the loss, 'none' every picture",
                                  choices=("balanced", "none"))
     mixup_alpha: float = setting(0.2, "parameter of mixup's Beta distribution; 0 switches mixup off", 0, 100)
     batch_size: int = setting(16, "pictures per step and student; rounded so that every part gives the "
@@ -129,10 +129,11 @@ def parse(argv=None, description=None):
 
     Returns (settings, whether it is the sample set, None or the value of --resume).
     """
-    parser = argparse.ArgumentParser(description=description, allow_abbrev=False,
+    parser = argparse.ArgumentParser(description=description, allow_abbrev=False, usage="%(prog)s [--resume] [options]",
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sample", action="store_true",
-                        help="draw a small set of pictures and train on it: no download, minutes on a laptop")
+                        help="draw a small set of pictures and train on it: no download, minutes on a laptop; sets some "
+                             "other defaults (README)")
     parser.add_argument("--resume", nargs="?", const=NEWEST, metavar="FOLDER",
                         help="go on with a run that was stopped, such as logs/20260101-120000 (default: the newest), "
                              "with its own settings")
@@ -148,7 +149,8 @@ def parse(argv=None, description=None):
             if isinstance(f.default, tuple):
                 options.update(nargs="+")
             elif f.default != "":
-                options["help"] += f" (default: {f.default})"
+                limits = "{low:g} to {high:g}, ".format(**f.metadata) if abs(f.metadata["high"]) < math.inf else ""
+                options["help"] += f" ({limits}default: {f.default})"
         group.add_argument(f"--{f.name}", **options)
     given = {k: tuple(v) if isinstance(v, list) else v
              for k, v in vars(parser.parse_args(argv)).items() if v is not None}
