@@ -2,6 +2,7 @@
 import glob
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -117,6 +118,26 @@ def test_a_second_ctrl_c_stops_at_once():
     assert process.wait(timeout=4) == -signal.SIGINT
 
 
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="Paddle launches processes without a GPU on Linux only")
+def test_one_of_several_processes_killed_it_ends_the_same_with_another_number(whole):
+    where, args, _, weights = whole
+
+    def launch(processes):
+        return ["-m", "paddle.distributed.launch", "--nproc_per_node", str(processes), "--backend", "gloo", "--log_dir",
+                str(where / "team" / "launch")]
+    process, printed = started([*launch(3), *args, *places(where, "team"), "--save_minutes", "0.02"], "epoch 1/3")
+    children = content(f"/proc/{process.pid}/task/{process.pid}/children").split()
+    (last,) = [int(pid) for pid in children if b"PADDLE_TRAINER_ID=2\0" in content(f"/proc/{int(pid)}/environ")]
+    os.kill(last, signal.SIGKILL)
+    printed += process.stdout.readlines()
+    assert process.wait() and re.search(r"rank=\[[012, ]*2[012, ]*\] was aborted", "".join(printed)), "".join(printed)
+    resumed = run_program(*launch(2), "main.py", "--resume", *places(where, "team"))
+    assert resumed.returncode == 0 and "goes on in epoch" in resumed.stdout, resumed.stderr
+    for k in range(3):
+        file = f"best_model_fold{k}.pdparams"
+        assert content(where / "team" / "saved" / file) == content(os.path.join(weights, file))
+
+
 @pytest.mark.skipif(WINDOWS, reason="needs a small tmpfs")
 def test_a_full_disk_ends_the_run_with_one_line_and_what_was_there_stays(whole, tmp_path):
     where, args, *_ = whole
@@ -129,7 +150,7 @@ def test_a_full_disk_ends_the_run_with_one_line_and_what_was_there_stays(whole, 
         (small / "mine").write_text("mine")
         process, printed = started([*args, "--log_dir", str(small / "logs"), "--save_dir", str(tmp_path / "saved"),
                                     "--save_minutes", "0"], "epoch 1/3")
-        with open(small / "fill", "wb") as f:  # somebody else fills the disk meanwhile
+        with open(small / "fill", "wb", buffering=0) as f:  # somebody else fills the disk meanwhile
             try:
                 while True:
                     f.write(bytes(2**16))
