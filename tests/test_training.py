@@ -277,6 +277,16 @@ def test_a_loss_that_is_not_finite_stops_its_fold_alone(settings):
         np.testing.assert_allclose(value, weights_of(folds[1])[name], rtol=1e-4, atol=1e-5, err_msg=name)
 
 
+def test_class_weights_are_counted_outside_the_part(settings):
+    parts, labels = np.arange(60) % 3, np.arange(60) // 3 % 4
+    head = Head(np.zeros((5, 4), "f"), np.zeros((1, 4), "f"), np.zeros(5, "f"), np.ones(5, "f"))
+    before = [build_fold(k, labels, parts, head, settings).class_weights.numpy() for k in range(3)]
+    labels = np.where((parts == 1) & (labels < 3), 3, labels)
+    after = [build_fold(k, labels, parts, head, settings).class_weights.numpy() for k in range(3)]
+    assert [np.array_equal(a, b) for a, b in zip(before, after)] == [False, True, False]
+    np.testing.assert_allclose(after[0], [40 / 4 / 5, 40 / 4 / 5, 40 / 4 / 5, 40 / 4 / 25])  # N / (C * count)
+
+
 def test_optimizer_is_adam_with_an_l2_penalty(settings):
     """Kingma and Ba 2015, algorithm 1; the gradient has weight_decay * weight added."""
     settings.weight_decay = 0.01

@@ -147,7 +147,7 @@ def load_pictures(data_dir, image_size, categories=(), cache_dir="data/cache", c
                       "not one of the categories" if os.path.isdir(entry.path) else "not in a category folder")
             left_out.append((entry.name, reason))
 
-    found = [_fingerprint(data_dir, c) for c in candidates]
+    found = [_fingerprint(data_dir, c) for c in runtime.progress(candidates, "listing files", unit="file")]
     array, reasons, cache = _decode_all(data_dir, found, square_side(image_size), cache_dir, cache_gb, workers)
     rows = [i for i in range(len(candidates)) if i not in reasons]
     left_out += [(candidates[i], reasons[i]) for i in reasons]
