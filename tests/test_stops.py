@@ -119,18 +119,18 @@ def test_a_second_ctrl_c_stops_at_once():
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="Paddle launches processes without a GPU on Linux only")
-def test_one_of_several_processes_killed_it_ends_the_same_with_another_number(whole):
+def test_one_of_several_processes_killed_the_run_ends_the_same(whole):
     where, args, _, weights = whole
 
     def launch(processes):
         return ["-m", "paddle.distributed.launch", "--nproc_per_node", str(processes), "--backend", "gloo", "--log_dir",
                 str(where / "team" / "launch")]
-    process, printed = started([*launch(3), *args, *places(where, "team"), "--save_minutes", "0.02"], "epoch 1/3")
+    process, printed = started([*launch(2), *args, *places(where, "team"), "--save_minutes", "0.02"], "epoch 1/3")
     children = content(f"/proc/{process.pid}/task/{process.pid}/children").split()
-    (last,) = [int(pid) for pid in children if b"PADDLE_TRAINER_ID=2\0" in content(f"/proc/{int(pid)}/environ")]
+    (last,) = [int(pid) for pid in children if b"PADDLE_TRAINER_ID=1\0" in content(f"/proc/{int(pid)}/environ")]
     os.kill(last, signal.SIGKILL)
     printed += process.stdout.readlines()
-    assert process.wait() and re.search(r"rank=\[[012, ]*2[012, ]*\] was aborted", "".join(printed)), "".join(printed)
+    assert process.wait() and re.search(r"rank=\[[01, ]*1[01, ]*\] was aborted", "".join(printed)), "".join(printed)
     resumed = run_program(*launch(2), "main.py", "--resume", *places(where, "team"))
     assert resumed.returncode == 0 and "goes on in epoch" in resumed.stdout, resumed.stderr
     for k in range(3):
