@@ -45,7 +45,7 @@ def main(argv=None):
         end(resumed)
         return print(f"{resumed} is finished; its report: {os.path.join(resumed, 'report.txt')}")
     device = runtime.choose_device(settings.device)
-    threads = settings.threads or max(1, runtime.CORES // team.here)
+    threads = settings.threads or team.cores()
     print(f"device {device}, {threads} threads; " + ", ".join(f"{k} {v}" for k, v in runtime.versions().items())
           + (f"; {team.size} processes" if team.size > 1 else ""))
     if sample and make_sample(settings.data_dir):
@@ -180,7 +180,7 @@ def follow():
     """What the other processes of a team do: the same computations on their share; see utils/parallel.py."""
     settings, resumed, teacher_weights, student_weights, parts, trained, known = team.share()
     runtime.choose_device(settings.device)
-    threads = settings.threads or max(1, runtime.CORES // team.here)
+    threads = settings.threads or team.cores()
     pictures = load_pictures(settings.data_dir, settings.image_size, find_categories(settings.data_dir, settings.categories),
                              settings.cache_dir, settings.cache_gb, threads)
     if fingerprint(pictures, threads) != known:

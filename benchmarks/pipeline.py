@@ -22,7 +22,7 @@ import PIL  # noqa: E402
 from paddle.vision import transforms as T  # noqa: E402
 from PIL import Image  # noqa: E402
 
-from utils.data_utils import VIEW, prefetch  # noqa: E402
+from utils.data_utils import VIEW, Squares, prefetch
 from utils.pictures import read_picture  # noqa: E402
 from utils.settings import Settings  # noqa: E402
 from utils.transforms import MEAN, STD, eval_view, normalise, square_side, to_square, train_view  # noqa: E402
@@ -76,17 +76,16 @@ def main():
         jpeg, cache = os.path.join(folder, "picture.jpg"), os.path.join(folder, "cache.npy")
         cv2.imencode(".jpg", smooth_picture(rng, 384, 512), [cv2.IMWRITE_JPEG_QUALITY, 90])[1].tofile(jpeg)
         np.save(cache, np.stack([smooth_picture(rng, side, side) for _ in range(SQUARES)]))
-        squares, order = np.load(cache, mmap_mode="r"), rng.permutation(SQUARES)
-        cuts = [np.ascontiguousarray(eval_view(square, size)) for square in squares]
+        squares, order = Squares(cache), rng.permutation(SQUARES)
+        cuts = [np.ascontiguousarray(eval_view(square, size)) for square in map(squares.__getitem__, range(SQUARES))]
         pictures, views, by_paddle = [Image.fromarray(cut) for cut in cuts], cuts, paddle_way(s)
-        mine = np.empty((side, side, 3), np.uint8)
 
         def view(i):
             return train_view(squares[order[i]], s, np.random.default_rng([s.seed, VIEW, 1, i]))
         seconds = one_core({
             f"decode a JPEG of 512x384, {os.path.getsize(jpeg) / 1e3:.0f} kB, to a square": lambda i: to_square(
                 read_picture(jpeg), side),
-            "read a square from the cache": lambda i: np.copyto(mine, squares[order[i]]),
+            "read a square from the cache": lambda i: squares[order[i]],
             "the random view": view,
             "normalise": lambda i: normalise([views[i]]),
             "view and normalise, here": lambda i: normalise([view(i)]),

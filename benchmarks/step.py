@@ -102,19 +102,18 @@ class Here:
         return {part: 1000 * seconds / (STEPS * self.per_step) for part, seconds in taken.items()}
 
 
+def loss_of(fold, size):
+    """The loss of one student on a random batch."""
+    pooled = fold.student.pool(paddle.randn([BATCH, 96, size // 16, size // 16]))
+    return (paddle.nn.functional.cross_entropy(fold.student.head(pooled), paddle.arange(BATCH) % 6)
+            + 8 * paddle.nn.functional.mse_loss(fold.regressor(pooled), paddle.ones([BATCH, 2048])))
+
+
 def tail_parts(here):
     """ms per picture of one student on one core, by part."""
     fold, clock = here.folds[0], Clock()
-    side = here.settings.image_size // 16
-    maps, labels = paddle.randn([BATCH, 96, side, side]), paddle.arange(BATCH) % 6
-    features = paddle.randn([BATCH, 2048])
     fold.student.train()
-
-    def forward():
-        pooled = fold.student.pool(maps)
-        return (paddle.nn.functional.cross_entropy(fold.student.head(pooled), labels)
-                + 8 * paddle.nn.functional.mse_loss(fold.regressor(pooled), features))
-    loss = clock.timed("forward", forward)()
+    loss = clock.timed("forward", loss_of)(fold, here.settings.image_size)
     clock.timed("backward", loss.backward)()
     clock.timed("Adam", fold.optimizer.step)()
     fold.optimizer.clear_grad()
@@ -124,12 +123,11 @@ def tail_parts(here):
 def pair_rate(here):
     """Pictures per second that students learn from, one student on each core."""
     def learn(fold):
-        side = here.settings.image_size // 16
-        pooled = fold.student.pool(paddle.randn([BATCH, 96, side, side]))
-        (paddle.nn.functional.cross_entropy(fold.student.head(pooled), paddle.arange(BATCH) % 6)
-         + 8 * paddle.nn.functional.mse_loss(fold.regressor(pooled), paddle.ones([BATCH, 2048]))).backward()
+        loss_of(fold, here.settings.image_size).backward()
         fold.optimizer.step()
         fold.optimizer.clear_grad()
+    for fold in here.folds:
+        fold.student.train()
     with ThreadPoolExecutor(runtime.CORES) as pool:
         began = time.perf_counter()
         list(pool.map(learn, here.folds[:runtime.CORES]))

@@ -57,7 +57,12 @@ class Student(nn.Layer):
         for block in self.features[self.freeze_depth:]:
             if not stacked and x.shape[3] <= STACKED and paddle.in_dynamic_mode() and x.place.is_cpu_place():
                 x, stacked = stack(x), True
+            depthwise = [layer for layer in block.sublayers() if isinstance(layer, Depthwise)] if stacked else []
+            for layer in depthwise:
+                layer.pictures = batch
             x = block(x)
+            for layer in depthwise:
+                layer.pictures = 0
         if stacked:
             return x.reshape([x.shape[1], batch, -1]).mean(2).t()
         return paddle.flatten(F.adaptive_avg_pool2d(x, 1), 1)
@@ -133,10 +138,9 @@ def stack(x):
     return x.transpose([1, 0, 2, 3]).reshape([1, x.shape[1], -1, x.shape[3]])
 
 
-def unstack(x):
-    """The square pictures of a stack."""
-    side = x.shape[3]
-    return x.reshape([x.shape[1], -1, side, side]).transpose([1, 0, 2, 3])
+def unstack(x, pictures):
+    """So many pictures [B, C, H, W] of a stack."""
+    return x.reshape([x.shape[1], pictures, -1, x.shape[3]]).transpose([1, 0, 2, 3])
 
 
 class Depthwise(nn.Conv2D):
@@ -146,14 +150,15 @@ class Depthwise(nn.Conv2D):
     take 60 and 31 (AMD EPYC, one thread). On 14x14 without a stride the matrices are so large that nothing is gained.
     """
     places = {}  # (side, kernel, stride, padding) -> which weight joins which input to which output
+    pictures = 0  # in the stack that comes next; 0: it is no stack
 
     def forward(self, x):
-        side, (kernel, _), stride, padding = x.shape[3], self.weight.shape[2:], self._stride[0], self._padding
-        if x.shape[2] == side:
+        if not self.pictures:
             return super().forward(x)
+        side, (kernel, _), stride, padding = x.shape[3], self.weight.shape[2:], self._stride[0], self._padding
         out = (side + 2 * padding - kernel) // stride + 1
         if side * side * out * out > LARGEST:
-            return stack(super().forward(unstack(x)))
+            return stack(super().forward(unstack(x, self.pictures)))
         key = side, kernel, stride, padding
         if key not in self.places:
             places = np.zeros((kernel, kernel, side, side, out, out), np.float32)

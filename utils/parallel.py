@@ -14,7 +14,7 @@ import contextlib
 import os
 import time
 
-from utils import runtime  # noqa: F401  before paddle
+from utils import runtime  # before paddle
 import numpy as np
 import paddle
 import paddle.distributed as dist
@@ -46,6 +46,10 @@ class Team:
             self.rank, self.size = dist.get_rank(), dist.get_world_size()
             hosts = [e.split(":")[0] for e in os.environ["PADDLE_TRAINER_ENDPOINTS"].split(",")]
             self.here = hosts.count(os.environ["PADDLE_CURRENT_ENDPOINT"].split(":")[0])
+
+    def cores(self):
+        """Processor cores for this process: those of the machine are shared out."""
+        return max(1, runtime.CORES // self.here)
 
     def meet(self):
         """Wait for all, up to an hour: the first process may decode pictures while the others wait."""
