@@ -83,6 +83,7 @@ def main(argv=None):
     log = RunLog(folder)
     print(f"run {run}, written to {folder}; to watch: visualdl --logdir {settings.log_dir} --port 8040 --language en")
     log.first_pictures(pictures, parts, trained, settings)
+    log.graph(len(pictures.categories), settings)
 
     # The teacher: one frozen trunk for all folds. Head k is fitted on all parts but part k, and judged there before any
     # student trains

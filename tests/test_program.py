@@ -35,6 +35,8 @@ def test_sample_run_leaves_everything_behind(sample):
     assert files <= set(os.listdir(folder))
     assert all(glob.glob(str(folder / d / "vdlrecords*")) for d in ("fold0", "fold1", "fold2", "pictures", "result", "student",
                                                                       "student_cross_fitted", "teacher"))
+    (graph,) = glob.glob(str(folder / "student" / "vdlgraph*"))
+    assert open(graph, encoding="utf-8").read().count('"InvertedResidual"') >= 17  # MobileNetV2's, to unfold
     with open(folder / "out_of_fold.csv", encoding="utf-8") as f:
         rows = list(csv.DictReader(f))
     assert len(rows) == len({r["path"] for r in rows}) == 240

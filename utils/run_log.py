@@ -2,15 +2,19 @@
 
     visualdl --logdir logs --port 8040 --language en        # then open http://localhost:8040
 """
+import contextlib
 import csv
 import glob
 import json
 import os
 import time
+import warnings
 
-from utils import runtime  # before cv2
+from utils import runtime  # before cv2 and paddle
 import numpy as np
+import paddle
 
+from models.student_model import Student
 from utils.data_utils import VIEW, epoch_order, read_picture
 from utils.plots import contact_sheet
 from utils.statistics import at_least
@@ -40,7 +44,7 @@ class RunLog:
 
     def writer(self, name):
         if name not in self.writers:
-            for old in glob.glob(os.path.join(glob.escape(self.folder), name, "vdlrecords.*")):
+            for old in glob.glob(os.path.join(glob.escape(self.folder), name, "vdl*.log")):
                 os.remove(old)  # of this run before it was resumed; all that it held is written again
             self.writers[name] = self.LogWriter(os.path.join(self.folder, name))
         return self.writers[name]
@@ -82,6 +86,22 @@ class RunLog:
             self.image(name, contact_sheet(squares, labels, os.path.join(self.folder, f"{name}.png"), show))
         print(f"first five training pictures: {', '.join(titles)}; drawn in first_pictures.png, views of them in "
               "training_views.png")
+
+    def graph(self, num_classes, settings):
+        """The student's layers, to unfold; 2 s."""
+        if not self.LogWriter:
+            return
+        # VisualDL reads only the older of the two forms in which Paddle 3 describes a network
+        older = getattr(paddle.pir_utils, "OldIrGuard", contextlib.nullcontext)
+        with paddle.utils.unique_name.guard():
+            student = Student(num_classes, settings.freeze_depth)  # one to draw: add_graph rewrites its forward()
+        student.eval()
+        with warnings.catch_warnings(), older():
+            warnings.simplefilter("ignore")
+            try:
+                self.writer("student").add_graph(student, [paddle.static.InputSpec([-1, 3, *2 * [settings.image_size]])])
+            except Exception as e:  # as above
+                print(f"VisualDL cannot draw the student here ({type(e).__name__}: {e})")
 
     def hyperparameters(self, settings, metrics):
         """Settings beside final metrics, for VisualDL's table of runs."""
