@@ -36,20 +36,23 @@ UNSURE = "unsure"
 def parse(argv):
     parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model_path", nargs="+", required=True, metavar="FILE",
-                        help=".pdparams files of main.py, or one file of export.py")
-    parser.add_argument("--image_path", required=True, metavar="PATH", help="a picture, or a folder of pictures")
-    parser.add_argument("--recursive", action="store_true", help="look into the sub-folders too")
-    parser.add_argument("--categories", nargs="+", metavar="NAME", help="only checked against those of the weights file")
-    parser.add_argument("--min_confidence", type=float, default=0.0, metavar="X",
-                        help=f"answer '{UNSURE}' below this confidence, 0 to 1; the run's report.txt says which one "
-                             "makes how many of the answers right (default: 0)")
-    parser.add_argument("--output", metavar="FILE", help="save the answers as .csv or .json")
-    parser.add_argument("--explain", metavar="FOLDER", help="draw beside each picture where the answer comes from, as a "
-                        "heat map, into a new folder")
-    parser.add_argument("--batch_size", type=int, default=32, metavar="N", help="pictures at a time (default: 32)")
-    parser.add_argument("--use_gpu", action="store_true", help="run on the GPU")
-    parser.add_argument("--show", action="store_true", help=f"show the first {SHEET} pictures with their answers")
+    group = parser.add_argument_group("what is asked, and of whom")
+    group.add_argument("--model_path", nargs="+", required=True, metavar="FILE",
+                       help=".pdparams files of main.py, or one file of export.py")
+    group.add_argument("--image_path", required=True, metavar="PATH", help="a picture, or a folder of pictures")
+    group.add_argument("--recursive", action="store_true", help="look into the sub-folders too")
+    group.add_argument("--categories", nargs="+", metavar="NAME", help="only checked against those of the weights file")
+    group = parser.add_argument_group("answers")
+    group.add_argument("--min_confidence", type=float, default=0.0, metavar="X",
+                       help=f"answer '{UNSURE}' below this confidence, 0 to 1; the run's report.txt says which one "
+                            "makes how many of the answers right (default: 0)")
+    group.add_argument("--output", metavar="FILE", help="save the answers as .csv or .json, a new file")
+    group.add_argument("--explain", metavar="FOLDER", help="draw beside each picture where the answer comes from, as a "
+                       "heat map, into a new folder")
+    group.add_argument("--show", action="store_true", help=f"show the first {SHEET} pictures with their answers")
+    group = parser.add_argument_group("machine")
+    group.add_argument("--batch_size", type=int, default=32, metavar="N", help="pictures at a time (default: 32)")
+    group.add_argument("--use_gpu", action="store_true", help="run on the GPU")
     args = parser.parse_args(argv)
     args.model_path = expand(args.model_path)
     if args.batch_size < 1:

@@ -94,7 +94,7 @@ class Settings:
                 if m["choices"] and v not in m["choices"]:
                     raise InputError(f"--{f.name} {v}: must be one of {', '.join(m['choices'])}")
                 if isinstance(v, (int, float)) and not (m["low"] <= v <= m["high"] and math.isfinite(v)):
-                    limits = f"at least {m['low']:g}" + (f" and at most {m['high']:g}" if m["high"] < math.inf else "")
+                    limits = f"at least {m['low']}" + (f" and at most {m['high']}" if m["high"] < math.inf else "")
                     raise InputError(f"--{f.name} {v}: must be {limits}")
         for name in ("folds", "categories"):
             if len(set(getattr(self, name))) < len(getattr(self, name)):
@@ -145,11 +145,11 @@ def parse(argv=None, description=None):
             options.update(action="store_true")
         else:
             options.update(type=element_type(f), choices=f.metadata["choices"],
-                           metavar=None if f.metadata["choices"] else element_type(f).__name__.upper())
+                           metavar=None if f.metadata["choices"] else {int: "N", float: "X", str: "PATH"}[element_type(f)])
             if isinstance(f.default, tuple):
-                options.update(nargs="+")
+                options.update(nargs="+", metavar="N" if element_type(f) is int else "NAME")
             elif f.default != "":
-                limits = "{low:g} to {high:g}, ".format(**f.metadata) if abs(f.metadata["high"]) < math.inf else ""
+                limits = "{low} to {high}, ".format(**f.metadata) if abs(f.metadata["high"]) < math.inf else ""
                 options["help"] += f" ({limits}default: {f.default})"
         group.add_argument(f"--{f.name}", **options)
     given = {k: tuple(v) if isinstance(v, list) else v
