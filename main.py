@@ -94,6 +94,7 @@ def main(argv=None):
 
     team.share((settings, resumed, teacher_weights, student_weights, parts, trained,
                 fingerprint(pictures, threads) if team.size > 1 else None))
+    check_alike(settings, True)
     trunk = load_trunk(*teacher_weights, settings, threads)
     if not resumed:
         features = extract_features(trunk, pictures, settings, threads)
@@ -184,8 +185,7 @@ def follow():
     threads = settings.threads or team.cores()
     pictures = load_pictures(settings.data_dir, settings.image_size, find_categories(settings.data_dir, settings.categories),
                              settings.cache_dir, settings.cache_gb, threads)
-    if fingerprint(pictures, threads) != known:
-        raise InputError(f"process {team.rank} finds other pictures in {settings.data_dir} than the first process does")
+    check_alike(settings, fingerprint(pictures, threads) == known)
     trunk = load_trunk(*teacher_weights, settings, threads)
     if not resumed:
         extract_features(trunk, pictures, settings, threads)
@@ -199,6 +199,13 @@ def follow():
         if team.any(False):
             gathered(folds)
     train(folds, pictures, parts, trunk, settings, threads, keep_up, keep_up, team.share())
+
+
+def check_alike(settings, alike):
+    """Raise InputError in all processes if one of them finds other pictures than the first does."""
+    if team.any(not alike):
+        raise InputError(f"the processes do not all find the same pictures in {settings.data_dir}: its copies on the machines "
+                         "differ, or one of them changed just now")
 
 
 def check_teacher(teacher, pictures, parts, trained):

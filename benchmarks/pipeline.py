@@ -56,7 +56,7 @@ def one_core(works):
     return {name: statistics.median(t[5:]) for name, t in times.items()}
 
 
-def batches_per_second(make, threads, steps=12):
+def batches_per_second(make, threads, steps=60):
     """Of train()'s own prefetch."""
     began, count = time.perf_counter(), 0
     for x in prefetch(make, range(steps), threads):

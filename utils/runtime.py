@@ -107,7 +107,10 @@ def program(prefix):
 
 
 def predictor(prefix, threads):
-    """run(x) of the network that paddle.jit.save wrote to `prefix`: array in, float32 Tensor out, on the CPU."""
+    """run(x) of the network that paddle.jit.save wrote to `prefix`: array in, float32 Tensor out, on the CPU.
+
+    Paddle keeps the interpreter's lock while it runs: no other Python thread moves meanwhile.
+    """
     config = inference.Config(program(prefix), prefix + ".pdiparams")
     config.disable_gpu()
     config.enable_mkldnn()
