@@ -17,10 +17,10 @@ import re
 import sys
 import time
 
-from utils import runtime  # first: it sets what paddle and cv2 read when they load
 import numpy as np
 
 from models.student_model import Ensemble, Student
+from utils import runtime
 from utils.checkpoint import EXPORTS, load_into, read_about, read_arrays
 from utils.data_utils import UnreadablePicture, prefetch, read_picture, walk
 from utils.explain import explain
@@ -184,6 +184,7 @@ def find_pictures(path, recursive):
 
 def main(argv=None):
     args = parse(argv)
+    runtime.keep_memory()
     runtime.choose_device("gpu" if args.use_gpu else "cpu")
     paths, left_out = find_pictures(args.image_path, args.recursive)
     about, answer_of, explain_of = load_model(args.model_path, args.categories)

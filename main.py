@@ -37,6 +37,7 @@ from utils.transforms import MEAN, STD, square_side
 
 
 def main(argv=None):
+    runtime.keep_memory()
     team.join()
     if team.rank:
         return follow()
@@ -153,15 +154,15 @@ def main(argv=None):
     whole_teacher = paddle.nn.Sequential(Trunk(), paddle.nn.Linear(*heads[trained[0]].weight.shape))
     networks = {name: cost(layer, [3, settings.image_size, settings.image_size], threads)
                 for name, layer in (("student", folds[0].student), ("teacher", whole_teacher))}
-    report = build_report(folds, controls, teacher, pictures, parts, networks)
+    answers = all_answers(folds, controls, teacher, pictures.labels)
+    report = build_report(folds, answers, pictures, parts, networks)
     report.update(run=run, failed=failed, settings=settings.to_json(), versions=runtime.versions())
     for f, figures in zip(folds, report["folds"]):
         update_about(weights_path(settings, f), temperature=figures["temperature"])
-    text = write_report(folder, report, folds, controls, teacher, pictures)
-    write_page(folder, text, report, folds, pictures)
+    text = write_report(folder, report, folds, answers, pictures)
+    write_page(folder, text, report, folds, answers, pictures)
     print("\n" + text)
-    log.results(report, settings.to_json(), all_answers(folds, controls, teacher, pictures.labels),
-                pictures.labels[np.concatenate([f.pictures for f in folds])])
+    log.results(report, settings.to_json(), answers, pictures.labels[np.concatenate([f.pictures for f in folds])])
     log.close()
     end(folder)
     stops.advice = ""

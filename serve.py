@@ -17,8 +17,6 @@ import sys
 import threading
 from concurrent.futures import Future
 
-from utils import runtime  # first: it sets what paddle and cv2 read when they load
-
 try:
     import uvicorn
     from fastapi import FastAPI, File, HTTPException, UploadFile
@@ -27,6 +25,7 @@ except ImportError as e:
     sys.exit(f"error: {e}; pip install -r requirements-serve.txt")
 
 from inference import UNSURE, expand, load_model
+from utils import runtime
 from utils.pictures import UnreadablePicture, decode
 from utils.settings import InputError
 from utils.transforms import eval_view, square_side, to_square

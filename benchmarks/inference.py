@@ -100,6 +100,7 @@ def main():
     parser.add_argument("--pictures", type=int, default=2000, help="in the folder; peak memory is measured of a quarter of them, too")
     args = parser.parse_args()
     size = args.image_size
+    runtime.keep_memory()
     runtime.choose_device("cpu")
     print(f"{runtime.processor()}, {runtime.CORES} cores, {runtime.versions()}\n")
     with tempfile.TemporaryDirectory() as place:

@@ -68,6 +68,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--image_size", type=int, default=224)
     s = Settings(image_size=parser.parse_args().image_size)
+    runtime.keep_memory()
     runtime.choose_device("cpu")
     rng, size, side = np.random.default_rng(0), s.image_size, square_side(s.image_size)
     print(f"{runtime.processor()}, {runtime.CORES} cores, {runtime.versions()}, Pillow {PIL.__version__}\n")

@@ -25,7 +25,7 @@ from data.make_sample import make_sample  # noqa: E402
 from models.teacher_model import extract_features, fit_heads, load_trunk, teacher_predictions  # noqa: E402
 from utils.checkpoint import imagenet_weights  # noqa: E402
 from utils.copies import group_pictures, known_copies, read_groups  # noqa: E402
-from utils.data_utils import find_categories, load_pictures, stratified_parts  # noqa: E402
+from utils.data_utils import HEAD, find_categories, load_pictures, stratified_parts  # noqa: E402
 from utils.settings import InputError, parse  # noqa: E402
 from utils.statistics import compare, cross_fitted_epochs, wilson  # noqa: E402
 from utils.train_utils import build_fold, control_settings, train  # noqa: E402
@@ -53,6 +53,7 @@ def passes(settings):
 
 def main():
     settings, sample, _ = parse(description=__doc__)
+    runtime.keep_memory()
     runtime.choose_device(settings.device)
     threads = settings.threads or runtime.CORES
     if sample:
@@ -80,7 +81,7 @@ def main():
     def build(arm, arm_settings, k):
         head = heads[k]
         if "not fitted" in arm:  # as a new linear layer: a head that says nothing of these categories
-            rng, bound = np.random.default_rng([settings.seed, k]), len(head.mean)**-0.5
+            rng, bound = np.random.default_rng([settings.seed, HEAD, k]), len(head.mean)**-0.5
             head = head._replace(weight=rng.uniform(-bound, bound, head.weight.shape).astype("float32"),
                                  bias=rng.uniform(-bound, bound, head.bias.shape).astype("float32"))
         fold = build_fold(k, pictures.labels, parts, head, arm_settings, student_weights, arm + " fold ")

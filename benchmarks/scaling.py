@@ -72,6 +72,7 @@ def start(folder, cache, second):
     """A start of main.py on a folder; the second time also what comes next. Prints seconds and MB as JSON."""
     def peak():
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    runtime.keep_memory()
     settings, threads = Settings(image_size=64, warmup_epochs=0, head_c=1e-5), runtime.CORES  # head_c: fitted sooner
     before, times = peak(), [clocks()]
     pictures = load_pictures(folder, 64, cache_dir=cache)

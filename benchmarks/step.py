@@ -31,7 +31,7 @@ from utils.settings import Settings  # noqa: E402
 from utils.transforms import square_side  # noqa: E402
 
 ROUNDS, STEPS, BATCH, SIDE = 5, 5, 16, 2048
-PLAIN = ("OMP_NUM_THREADS", "MKL_DEBUG_CPU_TYPE", "GLOG_minloglevel")  # what utils/runtime.py sets
+PLAIN = ("OMP_NUM_THREADS", "MKL_DEBUG_CPU_TYPE", "GLOG_minloglevel")  # what utils/__init__.py sets
 
 
 class Clock:
@@ -166,6 +166,7 @@ def main():
     parser.add_argument("--image_size", type=int, default=224)
     parser.add_argument("--torch", metavar="PYTHON", help="a Python that has PyTorch")
     args = parser.parse_args()
+    runtime.keep_memory()
     runtime.choose_device("cpu")
     here = Here(args.image_size)
     peers = dict(start_peer(python, which, args.image_size)

@@ -11,7 +11,7 @@ import shutil
 import sys
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), os.pardir))
-from utils import runtime  # noqa: E402, F401  before cv2
+import utils  # noqa: E402, F401  before cv2
 import cv2  # noqa: E402
 import numpy as np  # noqa: E402
 

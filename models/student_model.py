@@ -3,16 +3,17 @@
 The frozen prefix is the same function in every fold and runs once per picture; what follows is the tail, one per
 fold. With the default depth of 14 blocks at 224 pixels the prefix gives 96x14x14 numbers per picture.
 """
-from utils import runtime  # noqa: F401  before paddle
 import numpy as np
 import paddle
 from paddle import nn
 from paddle.nn import functional as F
 from paddle.vision.models import mobilenet_v2
 
+from models.depthwise import Depthwise, stack
+from utils import runtime
 from utils.transforms import MEAN, STD
 
-STACKED, LARGEST = 14, 10_000  # sides of maps that are stacked; numbers in a matrix that pays
+STACKED = 14  # sides of maps that are stacked
 BLOCKS = 19  # of MobileNetV2 (Sandler et al. 2018): the first convolution, 17 inverted residuals, the last convolution
 
 
@@ -42,9 +43,7 @@ class Student(nn.Layer):
             block.eval()
 
     def prefix(self, x):
-        for block in self.features[:self.freeze_depth]:
-            x = block(x)
-        return x
+        return self.features[:self.freeze_depth](x)
 
     def pool(self, x):
         """The trainable blocks and the average over the map: what prefix(x) gave -> pooled features [B, 1280].
@@ -114,60 +113,7 @@ class Ensemble(nn.Layer):
         return F.softmax(paddle.add_n(logits) / len(logits), axis=1)
 
 
-class Prefix(nn.Layer):
-    """The frozen blocks of a student as a layer of their own, for runtime.frozen."""
-
-    def __init__(self, student):
-        super().__init__()
-        self.blocks = nn.Sequential(*student.features[:student.freeze_depth])
-
-    def forward(self, x):
-        return self.blocks(x)
-
-
 def dropout_mask(shape, p, rng):
     """Inverted dropout (Srivastava et al. 2014) as a float32 array, from `rng` and not from Paddle's one global
     generator, whose draws would depend on which folds train beside this one."""
     return ((rng.random(shape, np.float32) >= p) / (1 - p)).astype(np.float32)
-
-
-
-
-def stack(x):
-    """Pictures [B, C, H, W] above each other: [1, C, B * H, W]."""
-    return x.transpose([1, 0, 2, 3]).reshape([1, x.shape[1], -1, x.shape[3]])
-
-
-def unstack(x, pictures):
-    """So many pictures [B, C, H, W] of a stack."""
-    return x.reshape([x.shape[1], pictures, -1, x.shape[3]]).transpose([1, 0, 2, 3])
-
-
-class Depthwise(nn.Conv2D):
-    """A depthwise convolution that also takes a stack of square pictures, and makes of it one matrix per channel.
-
-    Paddle's own is slow there: forward and backward of 16x960x7x7 take 96 ms, this 10 ms; 16x576x14x14 with stride 2
-    take 60 and 31 (AMD EPYC, one thread). On 14x14 without a stride the matrices are so large that nothing is gained.
-    """
-    places = {}  # (side, kernel, stride, padding) -> which weight joins which input to which output
-    pictures = 0  # in the stack that comes next; 0: it is no stack
-
-    def forward(self, x):
-        if not self.pictures:
-            return super().forward(x)
-        side, (kernel, _), stride, padding = x.shape[3], self.weight.shape[2:], self._stride[0], self._padding
-        out = (side + 2 * padding - kernel) // stride + 1
-        if side * side * out * out > LARGEST:
-            return stack(super().forward(unstack(x, self.pictures)))
-        key = side, kernel, stride, padding
-        if key not in self.places:
-            places = np.zeros((kernel, kernel, side, side, out, out), np.float32)
-            for i, j, a, b in np.ndindex(kernel, kernel, out, out):
-                y, z = a * stride + i - padding, b * stride + j - padding
-                if 0 <= y < side and 0 <= z < side:
-                    places[i, j, y, z, a, b] = 1
-            self.places[key] = paddle.to_tensor(places.reshape(kernel * kernel, -1))
-        channels = x.shape[1]
-        matrices = paddle.matmul(self.weight.reshape([channels, -1]), self.places[key])
-        x = paddle.matmul(x.reshape([channels, -1, side * side]), matrices.reshape([channels, side * side, out * out]))
-        return x.reshape([1, channels, -1, out])

@@ -10,7 +10,6 @@ Figures: TrashNet, 224 pixels, features of an ImageNet ResNet50 up to stage 3: 0
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
-from utils import runtime  # before paddle
 import numpy as np
 import paddle
 from paddle import nn
@@ -18,8 +17,9 @@ from paddle.vision.models import resnet50
 from scipy.special import softmax
 from sklearn.linear_model import LogisticRegression
 
+from utils import runtime
 from utils.checkpoint import load_into
-from utils.data_utils import VIEW, prefetch
+from utils.data_utils import HEAD, VIEW, prefetch
 from utils.parallel import team
 from utils.transforms import eval_view, normalise, train_view
 
@@ -92,7 +92,7 @@ def fit_heads(features, labels, parts, folds, settings, threads=1):
     def fit(k):
         rows = np.flatnonzero(parts != k)
         if len(rows) > MANY:
-            rows = np.random.default_rng([settings.seed, k]).permutation(rows)
+            rows = np.random.default_rng([settings.seed, HEAD, k]).permutation(rows)
             rank = np.empty(len(rows))  # within its category, 0 to 1: the first MANY keep the mix, and every category
             for c in range(num_classes):
                 mine = labels[rows] == c

@@ -9,7 +9,7 @@ import struct
 import sys
 import zlib
 
-from utils import runtime  # noqa: F401, before cv2
+import utils  # noqa: F401  before cv2
 import cv2
 import numpy as np
 from PIL import Image, ImageCms, features  # Pillow comes with Paddle

@@ -15,7 +15,7 @@ from models.teacher_model import Trunk
 from utils.cost import cost, count
 from utils.data_utils import Pictures
 from utils.plots import contact_sheet, shorten
-from utils.report import Answers, build_report, write_report
+from utils.report import Answers, all_answers, build_report, write_report
 from utils.run_log import COLUMNS, RunLog
 from utils.statistics import (calibration_error, compare, coverage, cross_fitted_epochs, fit_temperature,
                               needed_confidence, reliability, wilson)
@@ -47,8 +47,9 @@ def make_run(tmp_path, trained, with_control, categories=("a", "b", "纸")):
     folds, controls = ([TrainedFold(k, np.flatnonzero(parts == k), labels, seed) for k in trained] for seed in (1, 2))
     teacher = softmax(2 * rng.normal(size=(300, 3)) + np.eye(3)[labels], axis=1)
     controls = controls if with_control else []
-    report = build_report(folds, controls, teacher, pictures, parts)
-    text = write_report(str(tmp_path), report, folds, controls, teacher, pictures)
+    answers = all_answers(folds, controls, teacher, labels)
+    report = build_report(folds, answers, pictures, parts)
+    text = write_report(str(tmp_path), report, folds, answers, pictures)
     return folds, report, text
 
 
@@ -142,8 +143,9 @@ def test_a_run_without_mistakes(tmp_path):
     for f in folds:
         f.probabilities = [np.eye(3, dtype=np.float32)[labels[f.pictures]]] * len(f.history)
     pictures = Pictures("", [f"{i}.jpg" for i in range(30)], labels, ["a", "b", "c"], [], None)
-    report = build_report(folds, folds, np.eye(3)[labels], pictures, np.arange(30) % 2)
-    write_report(str(tmp_path), report, folds, folds, np.eye(3)[labels], pictures)
+    answers = all_answers(folds, folds, np.eye(3)[labels], labels)
+    report = build_report(folds, answers, pictures, np.arange(30) % 2)
+    write_report(str(tmp_path), report, folds, answers, pictures)
     assert json.loads((tmp_path / "report.json").read_text("utf-8"))["out_of_fold"]["student"]["accuracy"] == 1
     assert not (tmp_path / "mistakes.png").exists() and read_rows(tmp_path / "mistakes.csv") == []
 

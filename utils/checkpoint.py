@@ -11,7 +11,6 @@ import pickle
 import shutil
 import time
 
-from utils import runtime  # noqa: F401  before paddle
 import numpy as np
 from paddle.utils.download import get_weights_path_from_url
 from paddle.vision.models import mobilenetv2, resnet

@@ -16,13 +16,13 @@ import hashlib
 import io
 import json
 
-import utils.runtime as runtime  # before cv2
 import cv2
 import numpy as np
 from scipy.fft import dctn
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
+from utils import runtime
 from utils.checkpoint import write_whole
 from utils.data_utils import prefetch
 from utils.settings import InputError

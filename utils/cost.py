@@ -5,10 +5,11 @@
 import statistics
 import time
 
-from utils import runtime  # before paddle
 import numpy as np
 import paddle
 from paddle import nn
+
+from utils import runtime
 
 
 def count(layer, input_shape):

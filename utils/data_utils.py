@@ -6,6 +6,7 @@
 Everything random here depends on (seed, epoch, picture) and nothing else: not on threads, not on order.
 """
 import collections
+import contextlib
 import hashlib
 import json
 import os
@@ -15,12 +16,12 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Callable
 
-import utils.runtime as runtime  # before cv2
 import cv2
 import filelock
 import numpy as np
 from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
 
+from utils import runtime
 from utils.checkpoint import write_whole
 from utils.pictures import UnreadablePicture, read_picture
 from utils.settings import InputError
@@ -32,7 +33,7 @@ SYSTEM_NAMES = ("thumbs.db", "desktop.ini", "icon\r", "__macosx", "@eadir", "$re
 CACHE_VERSION = 3  # raise it when a stored square is made differently
 
 # Streams of random numbers: default_rng([seed, stream, ...]) never shares draws between them.
-ORDER, VIEW, MIXUP, DROPOUT = range(4)
+ORDER, VIEW, MIXUP, DROPOUT, HEAD = range(5)
 
 
 @dataclass
@@ -182,18 +183,23 @@ def _fingerprint(data_dir, path):
 def _decode_all(data_dir, found, side, cache_dir, cache_gb, workers):
     """Return (squares of the first M files, {number: why it is unusable}, cache without .npy); found: fingerprints."""
     candidates = [f[0] for f in found]
-    key = json.dumps([CACHE_VERSION, cv2.__version__, os.path.abspath(data_dir), side, cache_gb, found])
+    stored = min(len(found), int(cache_gb * 1e9 / (3 * side**2)))
+    key = json.dumps([CACHE_VERSION, cv2.__version__, os.path.abspath(data_dir), side, stored, found])
     name = os.path.join(cache_dir, hashlib.sha256(key.encode()).hexdigest()[:24])
 
     def squares():
         return Squares(name + ".npy") if hasattr(os, "pread") else np.load(name + ".npy", mmap_mode="r")  # Windows
 
     def cached():
-        with open(name + ".json", encoding="utf-8") as f:
-            about = json.load(f)
-        if any(decode(i)[1] is None for i in about["try_again"]):
-            raise ValueError("one more can be read now")
-        return squares(), {int(i): reason for i, reason in about["reasons"].items()}, name
+        """None where there is none yet, it is damaged, or one more file can be read now."""
+        try:
+            with open(name + ".json", encoding="utf-8") as f:
+                about = json.load(f)
+            if any(decode(i)[1] is None for i in about["try_again"]):
+                return None
+            return squares(), {int(i): reason for i, reason in about["reasons"].items()}, name
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
 
     def decode(i):
         try:
@@ -212,18 +218,15 @@ def _decode_all(data_dir, found, side, cache_dir, cache_gb, workers):
                 reasons[i] = str(error)
                 if isinstance(error.__cause__, OSError) and found[i][-1] is True:
                     try_again.append(i)  # the system failed on a file that it calls readable: a disk or network for a moment
-    try:
-        return cached()
-    except (OSError, ValueError, KeyError, TypeError):
-        pass  # not there yet, or damaged: decode
+    made = cached()
+    if made:
+        return made
     try:
         os.makedirs(cache_dir, exist_ok=True)
         with _one_at_a_time(cache_dir):
-            try:
-                return cached()  # another run has made it meanwhile
-            except (OSError, ValueError, KeyError, TypeError):
-                pass
-            stored = min(len(candidates), int(cache_gb * 1e9 / blank.size))
+            made = cached()
+            if made:  # by another run, meanwhile
+                return made
             _make_room(cache_dir, stored * blank.size, cache_gb * 1e9)
             if os.path.exists(name + ".json"):  # of an array that is gone, or is made again
                 os.remove(name + ".json")
@@ -261,10 +264,9 @@ def _make_room(cache_dir, needed, limit):
         if total + needed <= limit:
             break
         total -= e.stat().st_size
-        try:
-            os.remove(e.path)  # a run that has it open keeps it; Windows refuses
-        except OSError:
-            pass
+        with contextlib.suppress(OSError):  # a run that has it open keeps it; Windows refuses
+            for extension in (".npy", ".json", ".copies"):
+                os.remove(e.path.removesuffix(".npy") + extension)
     free = shutil.disk_usage(cache_dir).free
     if needed > free - 2**20:
         raise InputError(f"the picture cache needs {needed / 1e9:.2f} GB and {cache_dir} has {free / 1e9:.2f} GB free; "

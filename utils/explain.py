@@ -2,7 +2,6 @@
 
     python inference.py --model_path models_saved/best_model_fold0.pdparams --image_path photo.jpg --explain heat
 """
-from utils import runtime  # noqa: F401  before paddle and cv2
 import cv2
 import numpy as np
 import paddle

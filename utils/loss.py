@@ -3,7 +3,6 @@
 Hinton, Vinyals, Dean 2015, "Distilling the Knowledge in a Neural Network"; Romero et al. 2015, "FitNets: Hints for
 Thin Deep Nets"; mixup: Zhang et al. 2018.
 """
-from utils import runtime  # noqa: F401  before paddle
 from paddle.nn import functional as F
 
 
@@ -18,9 +17,9 @@ def distillation_loss(logits, teacher_logits, labels_a, labels_b, lam, class_wei
     hard = lam * F.cross_entropy(logits, labels_a, weight=class_weights)
     if lam < 1:
         hard = hard + (1 - lam) * F.cross_entropy(logits, labels_b, weight=class_weights)
-    log_student = F.log_softmax(logits / temperature)
-    log_teacher = F.log_softmax(teacher_logits / temperature)
-    soft = (log_teacher.exp() * (log_teacher - log_student)).sum(1).mean()
+    if alpha == 1:  # nothing of the soft labels
+        return hard
+    soft = F.kl_div(F.log_softmax(logits / temperature), F.softmax(teacher_logits / temperature), reduction="batchmean")
     return alpha * hard + (1 - alpha) * temperature**2 * soft
 
 

@@ -24,7 +24,7 @@ figure { display: inline-block; width: 15rem; margin: 0 1rem 1rem 0; vertical-al
 figcaption { font-size: 13px } figure img { width: 100% }"""
 
 
-def write_page(folder, text, report, folds, pictures):
+def write_page(folder, text, report, folds, answers, pictures):
     """Write report.html into the folder of a run, from the report, its text, and the plots that stand there."""
     best = report["out_of_fold"][report["headline"]]
     low, high = best["accuracy_interval"]
@@ -39,7 +39,7 @@ def write_page(folder, text, report, folds, pictures):
     parts.append("<h2>Examples</h2><p>The surest right and wrong answers of each category, each by the student (best epoch) "
                  "that never saw the picture. Red is what spoke for its answer (Grad-CAM); what a network looks at is "
                  "coarse, 32 pixels to a cell, and glows at borders too.</p>")
-    for category, shown in examples(folds, pictures).items():
+    for category, shown in examples(folds, answers["student"].probabilities, pictures).items():
         parts.append(f"<h3>{escaped(category)}</h3>")
         parts += [f"<figure>{image(jpeg, 'jpeg', caption)}<figcaption>{escaped(caption)}</figcaption></figure>"
                   for jpeg, caption in shown]
@@ -62,11 +62,13 @@ def image(content, kind, alt):
     return f'<img alt="{escaped(alt)}" src="data:image/{kind};base64,{base64.b64encode(content).decode()}">'
 
 
-def examples(folds, pictures):
-    """{category: [(JPEG file of a picture and its heat map, caption)]}, the surest answers first, right before wrong."""
+def examples(folds, probabilities, pictures):
+    """{category: [(JPEG file of a picture and its heat map, caption)]}, the surest answers first, right before wrong.
+
+    probabilities: float [N, C], calibrated, rows in the order of the folds' pictures.
+    """
     rows, shown = np.concatenate([f.pictures for f in folds]), {c: [] for c in pictures.categories}
-    answers = np.concatenate([f.probabilities[f.best_epoch - 1] for f in folds])
-    labels, guess, confidence = pictures.labels[rows], answers.argmax(1), answers.max(1)
+    labels, guess, confidence = pictures.labels[rows], probabilities.argmax(1), probabilities.max(1)
     chosen = [i for c in range(len(pictures.categories)) for wrong in (False, True)
               for i in sorted(np.flatnonzero((labels == c) & ((guess != labels) == wrong)),
                               key=lambda i: -confidence[i])[:EXAMPLES]]

@@ -14,11 +14,11 @@ import contextlib
 import os
 import time
 
-from utils import runtime  # before paddle
 import numpy as np
 import paddle
 import paddle.distributed as dist
 
+from utils import runtime
 from utils.settings import InputError
 
 

@@ -9,9 +9,10 @@ import os
 import re
 import stat
 
-import utils.runtime as runtime  # before cv2
 import cv2
 import numpy as np
+
+from utils import MAX_PIXELS
 
 MAX_FILE_MB = 200
 JPEG_2000 = (b"\0\0\0\x0cjP", b"\xff\x4f\xff\x51")
@@ -19,7 +20,7 @@ PADDED = (b"\xff\xd8", b"RIFF", *JPEG_2000)  # JPEG, WebP: no whole one ends in 
 FLOATS = (b"II", b"MM", b"Pf", b"PF")  # TIFF and PFM may hold other numbers than 8 or 16 bits
 NETPBM = re.compile(rb"P[2356]" + rb"(?:\s|#[^\n]*\n)+(\d{1,9})" * 3)  # width, height, greatest value
 ORIENTATION = re.compile(rb"\x12\x01\x03\0\x01\0\0\0[\x02-\x08]|\x01\x12\0\x03\0\0\0\x01\0[\x02-\x08]")  # of EXIF, not 1
-TOO_LARGE = f"more than {runtime.MAX_PIXELS / 1e6:.0f} million pixels"
+TOO_LARGE = f"more than {MAX_PIXELS / 1e6:.0f} million pixels"
 UNKNOWN = f"truncated, damaged or not a picture (to OpenCV {cv2.__version__})"
 
 
@@ -66,7 +67,7 @@ def _decode(data):
     if data.startswith(PADDED) and data.endswith(bytes(64)):
         data = data.rstrip(b"\0")  # an interrupted copy has its full length, the rest zeros: now its end is missing
     if data[8:16] == b"WEBPVP8X" and len(data) > 30 and data[20] & 2:
-        if np.prod([1 + int.from_bytes(data[i:i + 3], "little") for i in (24, 27)]) > runtime.MAX_PIXELS:
+        if np.prod([1 + int.from_bytes(data[i:i + 3], "little") for i in (24, 27)]) > MAX_PIXELS:
             raise UnreadablePicture(TOO_LARGE)  # OpenCV finds that out behind asking for the memory of all of them
         data = _still(data)
     if data.startswith(b"\x89PNG"):

@@ -38,7 +38,11 @@ class Answers:
 
 
 def all_answers(folds, controls, teacher_probabilities, labels):
-    """{name: Answers} for the names in PREFIXES that there are; cross-fitted ones need two folds."""
+    """{name: Answers} for the names in PREFIXES that there are; cross-fitted ones need two folds.
+
+    controls: twins of the folds without a teacher, in the same order, or []; teacher_probabilities: float [N, C], row i
+    from the head that never saw picture i; labels: int [N].
+    """
     found = {}
     for name, group in (("student", folds), ("control", controls)):
         if group:
@@ -57,16 +61,13 @@ def all_answers(folds, controls, teacher_probabilities, labels):
     return answers
 
 
-def build_report(folds, controls, teacher_probabilities, pictures, parts, networks=None):
+def build_report(folds, answers, pictures, parts, networks=None):
     """All figures of a run as one JSON-able dict.
 
-    folds: trained folds; controls: their twins without a teacher, in the same order, or []; teacher_probabilities:
-    float [N, C], row i from the head that never saw picture i; networks: {"student": ..., "teacher": ...}, what
-    utils.cost.cost found.
+    answers: all_answers of the folds; networks: {"student": ..., "teacher": ...}, what utils.cost.cost found.
     """
     rows = np.concatenate([f.pictures for f in folds])
     labels, names = pictures.labels[rows], pictures.categories
-    answers = all_answers(folds, controls, teacher_probabilities, pictures.labels)
     suffix = "_cross_fitted" if len(folds) > 1 else ""
     headline = answers[f"student{suffix}"]
     guess = {name: a.probabilities.argmax(1) for name, a in answers.items()}
@@ -94,7 +95,7 @@ def build_report(folds, controls, teacher_probabilities, pictures, parts, networ
     table = classification_report(labels, guess[f"student{suffix}"], labels=np.arange(len(names)), output_dict=True,
                                   zero_division=0)
     report["averages"] = {name: table[name] for name in ("macro avg", "weighted avg")}
-    if controls:
+    if "control" in answers:
         report["student_against_control"] = compare(labels, guess[f"student{suffix}"], guess[f"control{suffix}"])
     if networks:
         report["networks"] = networks
@@ -229,7 +230,7 @@ def _networks_text(report):
     return lines if "networks" in report else []
 
 
-def write_report(folder, report, folds, controls, teacher_probabilities, pictures):
+def write_report(folder, report, folds, answers, pictures):
     """Write report.txt, report.json, out_of_fold.csv, mistakes.csv and the plots; returns the text."""
     text = report_text(report)
     with open(os.path.join(folder, "report.txt"), "w", encoding="utf-8", errors="backslashreplace") as f:
@@ -238,7 +239,6 @@ def write_report(folder, report, folds, controls, teacher_probabilities, picture
         json.dump(report, f, indent=2, ensure_ascii=False)
     rows, names = np.concatenate([f.pictures for f in folds]), pictures.categories
     labels = pictures.labels[rows]
-    answers = all_answers(folds, controls, teacher_probabilities, pictures.labels)
     of_fold = np.repeat(np.arange(len(folds)), [len(f.pictures) for f in folds])
     header, table = ["path", "label", "fold"], []
     header += [f"{PREFIXES[name]}prediction" for name in answers]

@@ -10,11 +10,11 @@ import os
 import time
 import warnings
 
-from utils import runtime  # before cv2 and paddle
 import numpy as np
 import paddle
 
 from models.student_model import Student
+from utils import runtime
 from utils.data_utils import VIEW, epoch_order, read_picture
 from utils.plots import contact_sheet
 from utils.statistics import at_least

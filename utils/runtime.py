@@ -1,57 +1,32 @@
-"""Threads, device, and the fastest exact way to run a network that no longer learns.
-
-Import this module before paddle and cv2: it sets what both read once, when they load.
-"""
+"""Threads, device, and the fastest exact way to run a network that no longer learns."""
 import ctypes
 import os
 import platform
 import sys
 import tempfile
-import warnings
+
+import cv2
+import numpy as np
+import paddle
+from paddle import inference
+from tqdm import tqdm
+
+from utils import CORES, processor  # noqa: F401
+from utils.settings import InputError
 
 M_TRIM_THRESHOLD, M_MMAP_MAX, M_ARENA_MAX = -1, -4, -8  # of malloc.h
-CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def processor():
-    """Maker and model of the processor, as the system names them."""
-    if os.path.exists("/proc/cpuinfo"):
-        with open("/proc/cpuinfo", encoding="utf-8", errors="replace") as f:
-            found = dict(line.split(":", 1) for line in f.read(4096).splitlines() if ":" in line)
-        found = {k.strip(): v.strip() for k, v in found.items()}
-        return f"{found.get('vendor_id', '')} {found.get('model name', '')}".strip() or platform.machine()
-    return platform.processor()
-
-
-# One thread per operator: the folds train in one Python thread each, which keeps every core busier
-# than operators that split up (2 cores, 4 students: 103 against 53 pictures/s). It also makes a
-# student's weights independent of how many folds run beside it. The predictor has threads of its own.
-os.environ.setdefault("OMP_NUM_THREADS", "1")
-if "AMD" in processor().replace("AMD64", ""):  # Paddle's bundled MKL takes its slow path on AMD otherwise: 5 times slower
-    os.environ.setdefault("MKL_DEBUG_CPU_TYPE", "5")
-# The system's malloc gives large blocks back at once and gets them anew, page by page, a fifth of the time of a training
-# step; and more so in threads. Instead one heap for all threads keeps what it has; peak memory stays the same.
-if hasattr(ctypes.pythonapi, "mallopt"):  # glibc
-    for option, value in ((M_MMAP_MAX, 0), (M_ARENA_MAX, 1), (M_TRIM_THRESHOLD, 2**31 - 1)):
-        ctypes.pythonapi.mallopt(option, value)
-# A 109 kB file can decode to 5 GB. 120 million pixels are more than phones take.
-MAX_PIXELS = int(os.environ.setdefault("OPENCV_IO_MAX_IMAGE_PIXELS", "120000000"))
-os.environ.setdefault("OPENCV_LOG_LEVEL", "SILENT")  # bad files are reported by us, by name
-os.environ.setdefault("GLOG_minloglevel", "2")
-
-import cv2  # noqa: E402
-import numpy as np  # noqa: E402
-
-with warnings.catch_warnings():  # Paddle misses ccache, which only its C++ extensions would use
-    warnings.simplefilter("ignore")
-    import paddle  # noqa: E402
-warnings.filterwarnings("ignore", message="When training, we now always track")  # so we expect
-from paddle import inference  # noqa: E402
-from tqdm import tqdm  # noqa: E402
-
-from utils.settings import InputError  # noqa: E402
-
 cv2.setNumThreads(1)  # pictures are spread over threads, one picture per thread
+
+
+def keep_memory():
+    """Keep for this process what it has freed: for training, where the same large blocks come and go in every step.
+
+    The system's malloc gives them back at once and gets them anew, page by page, a fifth of the time of a training step;
+    and more so in threads. Instead one heap for all threads keeps what it has; peak memory stays the same.
+    """
+    if hasattr(ctypes.pythonapi, "mallopt"):  # glibc
+        for option, value in ((M_MMAP_MAX, 0), (M_ARENA_MAX, 1), (M_TRIM_THRESHOLD, 2**31 - 1)):
+            ctypes.pythonapi.mallopt(option, value)
 
 
 def choose_device(wanted="auto"):

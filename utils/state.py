@@ -17,11 +17,11 @@ import shutil
 import time
 import zlib
 
-from utils import runtime  # before paddle
 import numpy as np
 import paddle
 
 from models.teacher_model import Head
+from utils import runtime
 from utils.checkpoint import arrays_of, load_into, write_whole
 from utils.data_utils import prefetch
 from utils.parallel import team

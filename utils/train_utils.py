@@ -9,13 +9,13 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
-from utils import runtime  # before paddle
 import numpy as np
 import paddle
 from sklearn.utils.class_weight import compute_class_weight
 
-from models.student_model import Prefix, Student, dropout_mask
+from models.student_model import Student, dropout_mask
 from models.teacher_model import Head
+from utils import runtime
 from utils.checkpoint import arrays_of, load_into
 from utils.data_utils import DROPOUT, MIXUP, VIEW, epoch_order, prefetch
 from utils.loss import distillation_loss, feature_loss
@@ -158,7 +158,7 @@ def train(folds, pictures, parts, trunk, settings, threads, on_epoch=None, on_st
     s, labels = settings, pictures.labels
     num_parts, per_part = s.num_folds, pictures_per_part(s)
     steps = -(-int(np.bincount(parts).max()) // per_part)
-    prefix = (runtime.frozen(Prefix(folds[0].student), [3, s.image_size, s.image_size], threads)
+    prefix = (runtime.frozen(folds[0].student.features[:s.freeze_depth], [3, s.image_size, s.image_size], threads)
               if s.freeze_depth else paddle.to_tensor)
     pool = fold_pool(threads)
 
