@@ -11,7 +11,6 @@ pictures before it gets its name; int8, which is never quite the same, is judged
 saw. Needs requirements-export.txt for ONNX; any laptop does.
 """
 import argparse
-import csv
 import json
 import logging
 import os
@@ -26,7 +25,7 @@ from scipy.special import softmax
 from inference import expand, find_pictures, load_export, load_students, read_views
 from models.student_model import Ensemble
 from utils.settings import InputError
-from utils.tables import FORMULA
+from utils.tables import read_csv
 from utils.transforms import normalise
 
 FORMATS = {"paddle": "model.pdiparams", "onnx": "model.onnx", "int8": "model.int8.onnx"}
@@ -144,12 +143,10 @@ def judge(path, student, about):
     size = about["image_size"]
     try:
         settings = about["settings"]
-        with open(os.path.join(settings["log_dir"], about["run"], "folds.csv"), encoding="utf-8", newline="") as f:
-            rows = [(r["path"], r["label"]) for r in csv.DictReader(f) if r["part"] == str(about["fold"])]
-    except (OSError, KeyError) as e:
+        folds = read_csv(os.path.join(settings["log_dir"], about["run"], "folds.csv"))
+        rows = [(r["path"], about["categories"].index(r["label"])) for r in folds if r["part"] == str(about["fold"])]
+    except (OSError, KeyError, ValueError) as e:
         raise InputError(f"int8 is judged on the pictures that the student never saw, which are not known: {e}") from e
-    names = {("'" if c[0] in FORMULA else "") + c: i for i, c in enumerate(about["categories"])}
-    rows = [(p[1:] if label[0] == "'" and label[1:2] in FORMULA else p, names[label]) for p, label in rows if label in names]
     read = read_views([os.path.join(settings["data_dir"], p) for p, _ in rows], size)
     labels = np.array([label for (_, label), (v, _) in zip(rows, read) if v is not None])
     views = [v for v, _ in read if v is not None]
@@ -173,7 +170,8 @@ def check(name, path, x, expected):
     run = load_export(path)
     answers = np.concatenate([run(x[i:i + 16]) for i in range(0, len(x), 16)])
     difference = np.abs(answers - expected).max()
-    print(f"{name:12}{os.path.getsize(path) / 1e6:8.2f}{milliseconds(run, x[:1]):16.2f}{milliseconds(run, x[:16]):12.2f}"
+    print(f"{name:12}{os.path.getsize(path) / 1e6:8.2f}{milliseconds(run, x[:1]):16.2f}"
+          f"{milliseconds(run, np.resize(x, (16, *x.shape[1:]))):12.2f}"
           f"{difference:22.1e}")
     if name != "int8" and not difference <= TOLERANCE:
         raise InputError(f"the {name} export answers differently from its students, by {difference:.1e}; not kept")

@@ -25,6 +25,7 @@ from utils.checkpoint import EXPORTS, load_into, read_about, read_arrays
 from utils.data_utils import UnreadablePicture, prefetch, read_picture, walk
 from utils.explain import explain
 from utils.plots import contact_sheet
+from utils.process import writable
 from utils.settings import InputError
 from utils.tables import printable, write_csv
 from utils.transforms import eval_view, normalise, square_side, to_square
@@ -66,6 +67,7 @@ def parse(argv):
             raise InputError(f"--output {args.output}: exists already; choose another name, or remove it first")
         if not os.path.isdir(os.path.dirname(args.output) or "."):
             raise InputError(f"--output {args.output}: there is no folder {os.path.dirname(args.output)}")
+        writable("output", os.path.dirname(args.output) or ".")
     if args.use_gpu and args.model_path[0].endswith(EXPORTS):
         raise InputError("--use_gpu: exports run on the processor here; leave the option out")
     if args.explain:
@@ -102,6 +104,11 @@ def check_categories(about, wanted):
     if wanted and list(wanted) != about["categories"]:
         raise InputError(f"--categories {' '.join(wanted)} differs from the weights file, whose categories are "
                          f"{' '.join(about['categories'])}, in this order; leave the option out")
+
+
+def check_unsure(min_confidence, categories):
+    if min_confidence and UNSURE in categories:
+        raise InputError(f"--min_confidence: one of the categories is itself called '{UNSURE}'; leave the option out")
 
 
 def load_export(path, threads=runtime.CORES):
@@ -189,34 +196,34 @@ def main(argv=None):
     paths, left_out = find_pictures(args.image_path, args.recursive)
     about, answer_of, explain_of = load_model(args.model_path, args.categories)
     categories = about["categories"]
-    if args.min_confidence and UNSURE in categories:
-        raise InputError(f"--min_confidence: one of the categories is itself called '{UNSURE}'; leave the option out")
+    check_unsure(args.min_confidence, categories)
     rows, sheet = [], []
     bar = runtime.progress(predict(paths, answer_of, about["image_size"], args.batch_size), "predicting", len(paths),
                            "picture")
-    for path, probabilities, reason, view in bar:
-        if reason:
-            left_out.append((path, reason))
-            continue
-        confidence = float(probabilities.max())
-        answer = categories[probabilities.argmax()] if confidence >= args.min_confidence else UNSURE
-        rows.append([path, answer, round(confidence, 6), *(round(float(p), 6) for p in probabilities)])
-        bar.write(f"{printable(path)}  {answer}  {confidence:.4f}", file=sys.stdout)
-        if args.explain:
-            os.makedirs(args.explain, exist_ok=True)
-            stem = os.path.splitext(os.path.basename(path))[0]
-            name = re.sub(r"[^\w.-]+", "_", f"{len(rows):05}-{answer}-{stem}")[:60] + ".jpg"
-            with open(os.path.join(args.explain, name), "xb") as f:
-                f.write(explain_of(view, probabilities.argmax()))
-        if args.show and len(sheet) < SHEET:
-            sheet.append((view, f"{answer} {confidence:.2f}\n{os.path.basename(path)}"))
+    try:
+        for path, probabilities, reason, view in bar:
+            if reason:
+                left_out.append((path, reason))
+                continue
+            confidence = float(probabilities.max())
+            answer = categories[probabilities.argmax()] if confidence >= args.min_confidence else UNSURE
+            rows.append([path, answer, round(confidence, 6), *(round(float(p), 6) for p in probabilities)])
+            bar.write(f"{printable(path)}  {answer}  {confidence:.4f}", file=sys.stdout)
+            if args.explain:
+                os.makedirs(args.explain, exist_ok=True)
+                stem = os.path.splitext(os.path.basename(path))[0]
+                name = re.sub(r"[^\w.-]+", "_", f"{len(rows):05}-{answer}-{stem}")[:60] + ".jpg"
+                with open(os.path.join(args.explain, name), "xb") as f:
+                    f.write(explain_of(view, probabilities.argmax()))
+            if args.show and len(sheet) < SHEET:
+                sheet.append((view, f"{answer} {confidence:.2f}\n{os.path.basename(path)}"))
+    finally:  # also where it is stopped halfway
+        if args.output and rows:
+            save(args.output, rows, left_out, categories)
     for path, reason in left_out:
         print(f"left out {path!r}: {reason}", file=sys.stderr)
     unsure = f", {sum(r[1] == UNSURE for r in rows)} of them with '{UNSURE}'" if args.min_confidence else ""
     print(f"{len(rows)} pictures answered{unsure}, {len(left_out)} files left out", file=sys.stderr)
-
-    if args.output and rows:
-        save(args.output, rows, left_out, categories)
     if args.explain and rows:
         print(f"heat maps: {args.explain}", file=sys.stderr)
     if sheet:

@@ -233,7 +233,10 @@ def describe(fold, run, settings, pictures):
     return {
         "categories": pictures.categories, "image_size": settings.image_size,
         "preprocessing": {"square": square_side(settings.image_size), "centre_crop": settings.image_size,
-                          "channels": "RGB", "mean": MEAN, "std": STD},
+                          "channels": "RGB", "mean": MEAN, "std": STD,
+                          "steps": "turn as EXIF says; cut the central square of the whole picture; resize it to `square` "
+                                   "pixels (OpenCV's INTER_AREA to make it smaller, INTER_CUBIC to make it larger); cut its "
+                                   "centre of `centre_crop` pixels; (value / 255 - mean) / std"},
         "architecture": "MobileNetV2", "freeze_depth": settings.freeze_depth, "fold": fold.index,
         "num_folds": settings.num_folds, "epoch": fold.best_epoch, "scores": fold.history[fold.best_epoch - 1], "run": run,
         "settings": settings.to_json(), "versions": runtime.versions()}

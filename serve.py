@@ -1,8 +1,9 @@
 """Answer pictures over HTTP: a web page for people, JSON for programs.
 
     python serve.py --model_path models_saved/best_model_fold*.pdparams     # then open http://127.0.0.1:8000
-    curl -F pictures=@photo.jpg http://127.0.0.1:8000/predict               # its documentation: http://127.0.0.1:8000/docs
+    curl -F pictures=@photo.jpg http://127.0.0.1:8000/predict               # described in http://127.0.0.1:8000/openapi.json
 
+/docs shows that description as a page, whose looks come from the internet; the page for people needs none.
 Pictures of requests that come at the same time are answered in one batch. What is too large, too slow or no picture gets
 a status of 4xx and the reason, too much at a time gets 503; Ctrl-C answers what was taken, then ends. Only this machine
 can reach it unless --host says otherwise; it knows no passwords and no encryption, so put a web server before it that
@@ -13,9 +14,10 @@ import asyncio
 import base64
 import os
 import queue
+import socket
 import sys
 import threading
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 
 try:
     import uvicorn
@@ -24,7 +26,7 @@ try:
 except ImportError as e:
     sys.exit(f"error: {e}; pip install -r requirements-serve.txt")
 
-from inference import UNSURE, expand, load_model
+from inference import UNSURE, check_unsure, expand, load_model
 from utils import runtime
 from utils.pictures import UnreadablePicture, decode
 from utils.settings import InputError
@@ -34,6 +36,7 @@ PAGE = os.path.join(os.path.dirname(os.path.abspath(__file__)), "serve.html")
 MOST_BYTES, MOST_PICTURES, MOST_SECONDS = 32 * 2**20, 16, 30  # of one request
 MOST_REQUESTS = 64  # at a time; beyond it 503
 BATCH = 32
+KEEP_ALIVE = 75  # seconds that a connection without requests stays open: longer than clients and web servers use it
 BUSY = "too much to do; try again later"
 
 
@@ -55,6 +58,9 @@ class Batches:
             jobs = [self.waiting.get()]
             while len(jobs) < BATCH and not self.waiting.empty():
                 jobs.append(self.waiting.get())
+            jobs = [job for job in jobs if job[1].set_running_or_notify_cancel()]  # for the others nobody waits any more
+            if not jobs:
+                continue
             try:
                 for (_, future), probabilities in zip(jobs, self.answer([view for view, _ in jobs])):
                     future.set_result(probabilities)
@@ -71,7 +77,7 @@ class Limits:
         self.app, self.running = app, 0
 
     async def __call__(self, scope, receive, send):
-        if scope["type"] != "http":
+        if scope["type"] != "http" or scope["path"] == "/health":
             return await self.app(scope, receive, send)
         clock = asyncio.get_running_loop().time
         taken, end = 0, clock() + MOST_SECONDS
@@ -105,22 +111,23 @@ def build_app(model_path, min_confidence=0.0):
     """The service as an ASGI application."""
     about, answer, explain = load_model(model_path)
     size, categories = about["image_size"], about["categories"]
+    check_unsure(min_confidence, categories)
     identity = {"files": [os.path.basename(p) for p in model_path], "run": about.get("run"), "categories": categories,
                 "image_size": size, "heat_maps": explain is not None}
-    batches, drawing = Batches(answer), threading.Lock()
+    batches = Batches(answer)
+    # few at a time: a picture of 120 million pixels takes 700 MB while it is read, as a file of 15 kB too
+    reading, drawing = ThreadPoolExecutor(min(2, runtime.CORES)), ThreadPoolExecutor(1)
 
     def view_of(data):
         return eval_view(to_square(decode(data), square_side(size)), size)
 
     def heat_of(view, probabilities):
-        with drawing:
-            jpeg = explain(view, probabilities.argmax())
-        return "data:image/jpeg;base64," + base64.b64encode(jpeg).decode()
+        return "data:image/jpeg;base64," + base64.b64encode(explain(view, probabilities.argmax())).decode()
 
     async def one(upload, heat):
-        found = {"name": upload.filename or ""}
+        found, run = {"name": upload.filename or ""}, asyncio.get_running_loop().run_in_executor
         try:
-            view = await asyncio.to_thread(view_of, await upload.read())
+            view = await run(reading, view_of, await upload.read())
         except UnreadablePicture as e:
             return found | {"error": str(e)}
         probabilities = await asyncio.wrap_future(batches.submit(view))
@@ -128,7 +135,7 @@ def build_app(model_path, min_confidence=0.0):
         found |= {"category": categories[probabilities.argmax()] if confidence >= min_confidence else UNSURE,
                   "confidence": confidence, "probabilities": dict(zip(categories, map(float, probabilities)))}
         if heat and explain:
-            found["heat_map"] = await asyncio.to_thread(heat_of, view, probabilities)
+            found["heat_map"] = await run(drawing, heat_of, view, probabilities)
         return found
 
     app = FastAPI(title="VisionDistillGC", description=__doc__)
@@ -168,15 +175,28 @@ def main(argv=None):
     parser.add_argument("--min_confidence", type=float, default=0.0, metavar="X",
                         help=f"answer '{UNSURE}' below this confidence, 0 to 1 (default: 0)")
     parser.add_argument("--host", default="127.0.0.1", help="0.0.0.0: others can reach it too (default: 127.0.0.1)")
-    parser.add_argument("--port", type=int, default=8000, help="where it listens (default: 8000)")
+    parser.add_argument("--port", type=int, default=8000, metavar="N", help="where it listens; 0: any that is free "
+                        "(default: 8000)")
     args = parser.parse_args(argv)
     paths = expand(args.model_path)
     if not 0 <= args.min_confidence <= 1:
         raise InputError(f"--min_confidence {args.min_confidence}: must be at least 0 and at most 1")
+    if not 0 <= args.port < 2**16:
+        raise InputError(f"--port {args.port}: must be at least 0 and at most {2**16 - 1}")
     runtime.choose_device("cpu")
-    app = build_app(paths, args.min_confidence)
-    print(f"{len(paths)} files; open http://{args.host}:{args.port} (Ctrl-C ends it)", flush=True)
-    uvicorn.run(app, host=args.host, port=args.port, log_level="warning", timeout_graceful_shutdown=MOST_SECONDS)
+    config = uvicorn.Config(build_app(paths, args.min_confidence), log_level="warning", timeout_keep_alive=KEEP_ALIVE,
+                            timeout_graceful_shutdown=MOST_SECONDS)
+    try:
+        listening = socket.create_server((args.host, args.port), backlog=128,
+                                         family=socket.AF_INET6 if ":" in args.host else socket.AF_INET)
+    except OSError as e:
+        raise InputError(f"cannot listen on --host {args.host} --port {args.port}: {e.strerror}; is it running already? "
+                         "Try another --port") from e
+    with listening:
+        reach = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(args.host, f"[{args.host}]" if ":" in args.host else args.host)
+        print(f"{len(paths)} file{'s' * (len(paths) > 1)}; open http://{reach}:{listening.getsockname()[1]} (Ctrl-C ends "
+              "it)", flush=True)
+        uvicorn.Server(config).run([listening])
 
 
 if __name__ == "__main__":

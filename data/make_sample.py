@@ -15,7 +15,6 @@ import utils  # noqa: E402, F401  before cv2
 import cv2  # noqa: E402
 import numpy as np  # noqa: E402
 
-CATEGORIES = ("Harmful", "Kitchen", "Other", "Recyclable")
 SIDE = 128
 
 
@@ -93,6 +92,10 @@ def recyclable(canvas, rng):
     cv2.line(canvas, (x + w // 5, y + 3), (x + w // 5, y + h - 3), (245, 245, 245), 2)
 
 
+DRAWN = {"Harmful": harmful, "Kitchen": kitchen, "Other": other, "Recyclable": recyclable}
+CATEGORIES = tuple(DRAWN)
+
+
 def draw(category, rng):
     """One picture, uint8 BGR [SIDE, SIDE, 3]: the object turned, scaled and moved on a cluttered background, with
     something of another category half out of the frame now and then."""
@@ -103,7 +106,7 @@ def draw(category, rng):
         objects.insert(0, (rng.choice(CATEGORIES), 0.6, 62 * np.array([np.cos(side), np.sin(side)])))
     for name, scale, shift in objects:
         canvas = np.full_like(picture, 1)  # colour 1 1 1 stands for "nothing here"
-        globals()[name.lower()](canvas, rng)
+        DRAWN[name](canvas, rng)
         turn = cv2.getRotationMatrix2D((SIDE / 2, SIDE / 2), rng.uniform(0, 360), scale)
         turn[:, 2] += shift
         mask = cv2.warpAffine((canvas != 1).any(2).astype(np.uint8) * 255, turn, (SIDE, SIDE))
@@ -119,6 +122,7 @@ def make_sample(folder, per_category=60, seed=7):
     if os.path.exists(folder):
         return False
     unfinished = f"{folder}.{os.getpid()}.tmp"
+    shutil.rmtree(unfinished, ignore_errors=True)  # of a killed process that had this number
     for number, category in enumerate(CATEGORIES):
         os.makedirs(os.path.join(unfinished, category))
         for i in range(per_category):

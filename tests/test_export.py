@@ -26,7 +26,7 @@ def weights(sample):
 
 def answers(model, pictures, output):
     inference.main(["--model_path", *model, "--image_path", pictures, "--recursive", "--output", output])
-    with open(output, encoding="utf-8") as f:
+    with open(output, encoding="utf-8-sig") as f:
         return [(r["path"], r["category"], [float(v) for k, v in r.items() if k.startswith("p_")]) for r in csv.DictReader(f)]
 
 

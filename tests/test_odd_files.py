@@ -190,7 +190,7 @@ def test_inference_answers_every_good_file_and_names_every_bad_one(odd, student,
     assert f"{len(good)} pictures answered, {len(bad)} files left out" in done.stderr
     for path, reason in bad.items():
         assert done.stderr.count(f"left out {path!r}: {reason}\n") == 1
-    with open(output, encoding="utf-8", newline="") as f:
+    with open(output, encoding="utf-8-sig", newline="") as f:
         if format == "json":
             saved = json.load(f)
             assert {r["path"] for r in saved["pictures"]} == good and len(saved["pictures"]) == len(good)
@@ -205,7 +205,7 @@ def test_a_table_is_no_program(tmp_path):
     path = str(tmp_path / "t.csv")
     texts = ["=1+1", "+1", "-1", "@SUM(A1)", "\t=1", "\r=1", "a=1", "", "'", "line\nbreak, \"quoted\"", "纸", "\udcff"]
     write_csv(path, ("path", "=score"), [*((t, -0.5) for t in texts), ("number", np.float64(-1))])
-    with open(path, encoding="utf-8", newline="") as f:
+    with open(path, encoding="utf-8-sig", newline="") as f:
         header, *rows = csv.reader(f)
     assert header == ["path", "'=score"]
     assert [r[0] for r in rows] == ["'" + t for t in texts[:6]] + texts[6:-1] + ["\\udcff", "number"]

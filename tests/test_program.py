@@ -37,12 +37,12 @@ def test_sample_run_leaves_everything_behind(sample):
                                                                       "student_cross_fitted", "teacher"))
     (graph,) = glob.glob(str(folder / "student" / "vdlgraph*"))
     assert open(graph, encoding="utf-8").read().count('"InvertedResidual"') >= 17  # MobileNetV2's, to unfold
-    with open(folder / "out_of_fold.csv", encoding="utf-8") as f:
+    with open(folder / "out_of_fold.csv", encoding="utf-8-sig") as f:
         rows = list(csv.DictReader(f))
     assert len(rows) == len({r["path"] for r in rows}) == 240
-    with open(folder / "folds.csv", encoding="utf-8") as f:
+    with open(folder / "folds.csv", encoding="utf-8-sig") as f:
         assert len({r["group"] for r in csv.DictReader(f)}) == 240  # drawn pictures are no copies of one another
-    assert (folder / "copies.csv").read_text("utf-8").split() == ["group,path,label,conflict"]
+    assert (folder / "copies.csv").read_text("utf-8-sig").split() == ["group,path,label,conflict"]
     assert "copies: 0 pictures in 0 groups stay together" in printed and "different labels" not in printed
     report = json.loads((folder / "report.json").read_text("utf-8"))
     assert report["category_names"] == ["Harmful", "Kitchen", "Other", "Recyclable"]
@@ -86,7 +86,7 @@ def test_the_page_of_a_run_holds_all_of_it_and_needs_nothing_else(sample):
     assert html.escape(text) in page and "num_folds<td>3" in page
     sources = re.findall(r"""(?:src|href|url)\s*[=(]\s*["']?([^"'\s>]{20})""", page)
     assert len(sources) > 4 + 8 and all(s.startswith("data:image/") for s in sources) and "http" not in page
-    with open(os.path.join(run, "out_of_fold.csv"), encoding="utf-8") as f:
+    with open(os.path.join(run, "out_of_fold.csv"), encoding="utf-8-sig") as f:
         answers = list(csv.DictReader(f))
     for category in ("Harmful", "Kitchen", "Other", "Recyclable"):
         for right in (True, False):
@@ -131,9 +131,9 @@ def test_inference_repeats_the_out_of_fold_answers(sample):
     done = run_program("inference.py", "--model_path", model, "--image_path", str(where / "sample"), "--recursive",
                        "--output", output, "--batch_size", "7")
     assert done.returncode == 0 and "240 pictures answered, 0 files left out" in done.stderr, done.stderr
-    with open(output, encoding="utf-8") as f:
+    with open(output, encoding="utf-8-sig") as f:
         answers = {os.path.relpath(r["path"], where / "sample").replace(os.sep, "/"): r for r in csv.DictReader(f)}
-    with open(glob.glob(str(where / "logs" / "*" / "out_of_fold.csv"))[0], encoding="utf-8") as f:
+    with open(glob.glob(str(where / "logs" / "*" / "out_of_fold.csv"))[0], encoding="utf-8-sig") as f:
         expected = [r for r in csv.DictReader(f) if r["fold"] == "1"]
     assert len(answers) == 240 and len(expected) == 80 and len(done.stdout.splitlines()) == 240
     for r in expected:
@@ -161,7 +161,7 @@ def test_inference_with_several_files_averages_and_survives_bad_files(sample, tm
     for i, paths in enumerate([*([m] for m in models), models]):
         output = str(tmp_path / f"{i}.json")
         inference.main(["--model_path", *paths, "--image_path", good, "--output", output])
-        with open(output, encoding="utf-8") as f:
+        with open(output, encoding="utf-8-sig") as f:
             each.append([v for k, v in json.load(f)["pictures"][0].items() if k.startswith("p_")])
     # The mean of logits is the geometric mean of probabilities
     np.testing.assert_allclose(softmax(np.log(each[:3]).mean(0)), each[3], atol=1e-4)
@@ -219,7 +219,7 @@ def test_inference_divides_by_the_temperature_and_can_be_unsure(sample, tmp_path
                            str(where / "sample"), "--recursive", "--output", str(tmp_path / f"{name}.csv"),
                            "--min_confidence", str(limit))
         assert done.returncode == 0, done.stderr
-        with open(tmp_path / f"{name}.csv", encoding="utf-8") as f:
+        with open(tmp_path / f"{name}.csv", encoding="utf-8-sig") as f:
             answers[name] = list(csv.DictReader(f))
     plain, twice = (np.array([[float(v) for k, v in r.items() if k.startswith("p_")] for r in answers[name]])
                     for name in ("plain", "twice"))
@@ -292,10 +292,10 @@ def test_main_keeps_an_earlier_run_and_says_so(sample):
     assert f"copies: 2 pictures in 1 groups stay together (1 groups from {where / 'groups.csv'})" in done.stdout
     assert "different labels:\n  Kitchen/000.png, Other/000.png\n" in done.stdout
     (run,) = set(os.listdir(where / "logs")) - {earlier}
-    with open(where / "logs" / run / "folds.csv", encoding="utf-8") as f:
+    with open(where / "logs" / run / "folds.csv", encoding="utf-8-sig") as f:
         kept = [(r["group"], r["part"]) for r in csv.DictReader(f) if r["path"] in ("Kitchen/000.png", "Other/000.png")]
     assert len(kept) == 2 and len(set(kept)) == 1
-    with open(where / "logs" / run / "copies.csv", encoding="utf-8") as f:
+    with open(where / "logs" / run / "copies.csv", encoding="utf-8-sig") as f:
         assert [r["conflict"] for r in csv.DictReader(f)] == ["yes", "yes"]
     assert f"weights of an earlier run moved to {where / 'saved' / earlier}" in done.stdout
     assert len(os.listdir(where / "saved" / earlier)) == 6 and len(os.listdir(where / "logs")) == 2

@@ -14,11 +14,13 @@ from sklearn.metrics import confusion_matrix, f1_score, precision_recall_curve
 from models.teacher_model import Trunk
 from utils.cost import cost, count
 from utils.data_utils import Pictures
+from utils.pictures import read_picture
 from utils.plots import contact_sheet, shorten
 from utils.report import Answers, all_answers, build_report, write_report
 from utils.run_log import COLUMNS, RunLog
 from utils.statistics import (calibration_error, compare, coverage, cross_fitted_epochs, fit_temperature,
                               needed_confidence, reliability, wilson)
+from utils.tables import read_csv, write_csv
 
 
 class TrainedFold:
@@ -54,7 +56,7 @@ def make_run(tmp_path, trained, with_control, categories=("a", "b", "纸")):
 
 
 def read_rows(path):
-    with open(path, encoding="utf-8") as f:
+    with open(path, encoding="utf-8-sig") as f:
         return list(csv.DictReader(f))
 
 
@@ -148,6 +150,28 @@ def test_a_run_without_mistakes(tmp_path):
     write_report(str(tmp_path), report, folds, answers, pictures)
     assert json.loads((tmp_path / "report.json").read_text("utf-8"))["out_of_fold"]["student"]["accuracy"] == 1
     assert not (tmp_path / "mistakes.png").exists() and read_rows(tmp_path / "mistakes.csv") == []
+
+
+def test_hundreds_of_categories_are_drawn_too(tmp_path):
+    labels = np.repeat(np.arange(300), 2)
+    folds = [TrainedFold(k, np.arange(k, 600, 2), labels % 3, 0) for k in (0, 1)]
+    for f in folds:
+        f.probabilities = [np.eye(300, dtype=np.float32)[labels[f.pictures]]] * len(f.history)
+    pictures = Pictures("", [f"{i}.jpg" for i in range(600)], labels, [f"category {i}" for i in range(300)], [], None)
+    answers = all_answers(folds, [], np.eye(300)[labels], labels)
+    report = build_report(folds, answers, pictures, np.arange(600) % 2)
+    write_report(str(tmp_path), report, folds, answers, pictures)
+    for name in ("report", "confusion_matrix"):
+        h, w, _ = read_picture(str(tmp_path / f"{name}.png")).shape
+        assert max(h, w) < 8000
+
+
+def test_tables_are_read_as_they_were_written(tmp_path):
+    names = ["纸", "=1+1", "'", "'a", "a,b\nc", "＝2", ""]
+    write_csv(tmp_path / "t.csv", ("name", "n"), [(n, i) for i, n in enumerate(names)])
+    assert (tmp_path / "t.csv").read_bytes().startswith(b"\xef\xbb\xbf")  # Excel takes it for another alphabet without
+    assert [r["name"] for r in read_csv(tmp_path / "t.csv")] == names
+    assert [r["name"][:2] for r in read_rows(tmp_path / "t.csv")][1::4] == ["'=", "'＝"]
 
 
 def test_visualdl_shows_the_curves_of_every_category(tmp_path):

@@ -2,8 +2,8 @@
 import asyncio
 import glob
 import queue
+import re
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -29,20 +29,10 @@ def weights(sample):
 @pytest.fixture(scope="module")
 def service(weights):
     """(address, process) of a real one."""
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        port = s.getsockname()[1]
-    process = subprocess.Popen([sys.executable, "serve.py", "--model_path", *weights, "--port", str(port)], cwd=ROOT,
+    process = subprocess.Popen([sys.executable, "serve.py", "--model_path", *weights, "--port", "0"], cwd=ROOT,
                                stdout=subprocess.PIPE, encoding="utf-8")
-    address = f"http://127.0.0.1:{port}"
-    assert process.stdout.readline() == f"2 files; open {address} (Ctrl-C ends it)\n"
-    for _ in range(100):
-        try:
-            httpx.get(address + "/health")
-            break
-        except httpx.TransportError:
-            time.sleep(0.1)
-    yield address, process
+    line = re.fullmatch(r"2 files; open (http://127.0.0.1:\d+) \(Ctrl-C ends it\)\n", process.stdout.readline())
+    yield line[1], process
     process.kill()
 
 
@@ -138,6 +128,32 @@ def test_too_many_pictures_are_refused_and_those_taken_are_answered_together():
         futures[0].result(10)
     assert [f.result(10) for f in futures[1:]] == list(range(1, len(futures)))
     assert len(futures) == 1 + serve.MOST_REQUESTS * serve.MOST_PICTURES and set(sizes) == {1, serve.BATCH}
+
+
+def test_who_gave_up_costs_those_who_came_together_nothing():
+    go, sizes = threading.Event(), []
+
+    def answer(views):
+        go.wait()
+        sizes.append(len(views))
+        return views
+    batches = serve.Batches(answer)
+    first = batches.submit(0)
+    while not batches.waiting.empty():
+        time.sleep(0.01)
+    futures = [batches.submit(i) for i in range(1, 5)]
+    assert futures[0].cancel() and futures[2].cancel()
+    go.set()
+    assert [first.result(10), futures[1].result(10), futures[3].result(10)] == [0, 2, 4]
+    assert sizes == [1, 2]
+
+
+def test_a_port_that_is_taken_is_one_line(service, weights):
+    port = service[0].rsplit(":", 1)[1]
+    again = subprocess.run([sys.executable, "serve.py", "--model_path", *weights, "--port", port], cwd=ROOT,
+                           capture_output=True, encoding="utf-8", timeout=120)
+    assert again.returncode == 1 and f"cannot listen on --host 127.0.0.1 --port {port}" in again.stderr
+    assert again.stderr.count("\n") == 1
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="signals of Unix")

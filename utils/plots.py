@@ -14,6 +14,7 @@ from matplotlib.figure import Figure  # not pyplot: it opens windows, and fails 
 from utils.data_utils import read_picture
 from utils.tables import printable
 
+MANY, MOST_LINES = 60, 300  # categories that a confusion matrix has room for; lines of a text as a picture
 # Category names may be Chinese; name only fonts that are here, or matplotlib warns about the others.
 _INSTALLED = {f.name for f in font_manager.fontManager.ttflist}
 matplotlib.rcParams["text.parse_math"] = False  # a $ in a name is a $
@@ -27,14 +28,16 @@ def plot_confusion(report, path):
     counts = np.array(report["confusion_matrix"])
     share = counts / np.maximum(counts.sum(1, keepdims=True), 1)
     n, names = len(counts), report["category_names"]
-    fig = Figure(figsize=(2.2 + 0.75 * n, 1.8 + 0.65 * n), layout="constrained")
+    cell = min(1, MANY / n)  # of many categories the names and counts get no room: report.txt has them
+    fig = Figure(figsize=(2.2 + 0.75 * n * cell, 1.8 + 0.65 * n * cell), layout="constrained")
     ax = fig.subplots()
     image = ax.imshow(share, cmap="Blues", vmin=0, vmax=1)
-    for i in range(n):
-        for j in range(n):
-            ax.text(j, i, counts[i, j], ha="center", va="center", color="white" if share[i, j] > 0.5 else "black")
-    ax.set_xticks(range(n), names, rotation=40, ha="right")
-    ax.set_yticks(range(n), names)
+    if n <= MANY:
+        for i in range(n):
+            for j in range(n):
+                ax.text(j, i, counts[i, j], ha="center", va="center", color="white" if share[i, j] > 0.5 else "black")
+        ax.set_xticks(range(n), names, rotation=40, ha="right")
+        ax.set_yticks(range(n), names)
     ax.set(xlabel="predicted", ylabel="true",
            title=f"Out of fold, accuracy {report['out_of_fold'][report['headline']]['accuracy']:.3f}")
     fig.colorbar(image, label="share of the true category", shrink=0.8)
@@ -95,6 +98,7 @@ def plot_confidence(report, path):
 def plot_text(text, path):
     """A text with columns as a picture, for VisualDL, whose own texts lose their lines and spaces."""
     lines = text.rstrip().split("\n")
+    lines = lines[:MOST_LINES] + ["..."] * (len(lines) > MOST_LINES)
     fig = Figure(figsize=(0.2 + 0.075 * max(map(len, lines)), 0.2 + 0.15 * len(lines)))
     fig.text(0.01, 0.99, "\n".join(lines), fontsize=9, va="top", family=["monospace",
                                                                          *matplotlib.rcParams["font.family"]])

@@ -25,7 +25,7 @@ TITLES = {"student_cross_fitted": "student, cross-fitted", "teacher": "teacher",
           "control_cross_fitted": "control, cross-fitted", "student": "student, best epoch (optimistic)",
           "control": "control, best epoch (optimistic)"}
 TARGETS = (0.95, 0.98, 0.99)  # of being right, in the table of confidences to ask for
-SHEET = 25  # pictures in mistakes.png
+SHEET, WIDE = 25, 20  # pictures in mistakes.png; categories that a confusion matrix in text has room for
 
 
 @dataclass
@@ -181,9 +181,12 @@ def report_text(report):
     for name, c in report["averages"].items():
         lines.append(f"{name:{width}}{c['precision']:11.3f}{'':17}{c['recall']:11.3f}{'':17}{c['f1-score']:7.3f}"
                      f"{c['support']:10.0f}")
-    lines += ["", "Confusion matrix (rows: true category, columns: predicted)",
-              " " * width + "".join(f"{n[:9]:>10}" for n in names)]
-    lines += [f"{n:{width}}" + "".join(f"{v:10}" for v in row) for n, row in zip(names, report["confusion_matrix"])]
+    if len(names) <= WIDE:
+        lines += ["", "Confusion matrix (rows: true category, columns: predicted)",
+                  " " * width + "".join(f"{n[:9]:>10}" for n in names)]
+        lines += [f"{n:{width}}" + "".join(f"{v:10}" for v in row) for n, row in zip(names, report["confusion_matrix"])]
+    else:
+        lines += ["", f"Confusion matrix: of more than {WIDE} categories in report.json"]
 
     columns = [(title, key) for title, key in (
         ("cross-fitted", "cross_fitted_accuracy"), ("teacher", "teacher_accuracy"),

@@ -1,7 +1,7 @@
 """Names and tables that people read, also when a file is called =1+1.jpg or has a line break in its name."""
 import csv
 
-FORMULA = ("=", "+", "-", "@", "\t", "\r")  # what a spreadsheet would run begins with one of them
+FORMULA = ("=", "+", "-", "@", "\t", "\r", "＝", "＋", "－", "＠")  # what a spreadsheet would run begins with one of them
 
 
 def printable(name):
@@ -10,8 +10,16 @@ def printable(name):
 
 
 def write_csv(path, header, rows, mode="w"):
-    """Write a table as UTF-8. A text that a spreadsheet would run as a formula gets an apostrophe in front."""
+    """Write a table as UTF-8 with the mark by which Excel knows it. A text that a spreadsheet would run as a formula gets an apostrophe in front."""
     def cell(value):
         return "'" + value if isinstance(value, str) and value.startswith(FORMULA) else value
-    with open(path, mode, newline="", encoding="utf-8", errors="backslashreplace") as f:
+    with open(path, mode, newline="", encoding="utf-8-sig", errors="backslashreplace") as f:
         csv.writer(f).writerows([cell(v) for v in row] for row in (header, *rows))
+
+
+def read_csv(path):
+    """The rows of a table of write_csv, as dicts; a text that got an apostrophe is without it again."""
+    def text(value):
+        return value[1:] if value and value[0] == "'" and value[1:].startswith(FORMULA) else value
+    with open(path, newline="", encoding="utf-8-sig") as f:
+        return [{k: text(v) for k, v in row.items()} for row in csv.DictReader(f)]
