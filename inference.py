@@ -22,8 +22,9 @@ import numpy as np
 from models.student_model import Ensemble, Student
 from utils import runtime
 from utils.checkpoint import EXPORTS, load_into, read_about, read_arrays
-from utils.data_utils import UnreadablePicture, prefetch, read_picture, walk
+from utils.data_utils import prefetch, walk
 from utils.explain import explain
+from utils.pictures import UnreadablePicture, read_picture
 from utils.plots import contact_sheet
 from utils.process import writable
 from utils.settings import InputError

@@ -31,7 +31,7 @@ from utils.process import Stopped, lock, stops, writable
 from utils.report import all_answers, build_report, write_report
 from utils.run_log import RunLog, print_copies, print_epoch, print_pictures, record_run
 from utils.settings import RANDOM, InputError, parse
-from utils.state import Keeper, end, ended, fingerprint, gathered, hand_out, keep_start, read_start
+from utils.state import Checkpointer, end, ended, fingerprint, gathered, hand_out, keep_start, read_start
 from utils.train_utils import build_fold, control_settings, pictures_per_part, train
 from utils.transforms import MEAN, STD, square_side
 
@@ -93,8 +93,8 @@ def main(argv=None):
     if RANDOM in (settings.teacher_weights, settings.student_weights):
         print("note: networks from random initialisation, good for trying the program, not for good figures")
 
-    team.share((settings, resumed, teacher_weights, student_weights, parts, trained,
-                fingerprint(pictures, threads) if team.size > 1 else None))
+    team.broadcast((settings, resumed, teacher_weights, student_weights, parts, trained,
+                    fingerprint(pictures, threads) if team.size > 1 else None))
     check_alike(settings, True)
     trunk = load_trunk(*teacher_weights, settings, threads)
     if not resumed:
@@ -105,10 +105,10 @@ def main(argv=None):
     check_teacher(teacher, pictures, parts, trained)
 
     # The students learn side by side, all from the same start, and with them, if asked for, their twins without a teacher
-    team.share(heads)
+    team.broadcast(heads)
     folds, controls = build_students(heads, pictures, parts, student_weights, settings)
-    keeper = Keeper(folder, folds + controls, settings.save_minutes)
-    start = keeper.restore() if resumed else (0, 0)
+    checkpointer = Checkpointer(folder, folds + controls, settings.save_minutes)
+    start = checkpointer.restore() if resumed else (0, 0)
     moved = set_aside(settings.save_dir, but=run)
     if moved:
         print(f"weights of an earlier run moved to {moved}")
@@ -124,7 +124,7 @@ def main(argv=None):
         print(f"goes on in epoch {start[0] + 1}, after {start[1]} steps of it")
     else:
         keep_start(folder, pictures, parts, heads, teacher, teacher_weights, threads)
-        keeper.save(*start)
+        checkpointer.save(*start)
 
     def on_epoch(epoch, active, seconds):
         for f in active:
@@ -136,11 +136,11 @@ def main(argv=None):
         print_epoch(epoch, folds, active, seconds, settings)
         if controls:
             print_epoch(epoch, controls, active, seconds, settings)
-        keeper.after_epoch(epoch)
+        checkpointer.after_epoch(epoch)
     print("each epoch: loss and accuracy in training | in validation; * a new peak, its weights are saved")
-    team.share(start)
-    with keeper:
-        train(folds + controls, pictures, parts, trunk, settings, threads, on_epoch, keeper.after_step, start)
+    team.broadcast(start)
+    with checkpointer:
+        train(folds + controls, pictures, parts, trunk, settings, threads, on_epoch, checkpointer.after_step, start)
     failed = [f"{f.name} stopped at {f.failed}" for f in folds + controls if f.failed]
     folds = [f for f in folds if f.history]
     if not folds:
@@ -181,7 +181,7 @@ def build_students(heads, pictures, parts, weights, settings):
 
 def follow():
     """What the other processes of a team do: the same computations on their share; see utils/parallel.py."""
-    settings, resumed, teacher_weights, student_weights, parts, trained, known = team.share()
+    settings, resumed, teacher_weights, student_weights, parts, trained, known = team.broadcast()
     runtime.choose_device(settings.device)
     threads = settings.threads or team.cores()
     pictures = load_pictures(settings.data_dir, settings.image_size, find_categories(settings.data_dir, settings.categories),
@@ -190,7 +190,7 @@ def follow():
     trunk = load_trunk(*teacher_weights, settings, threads)
     if not resumed:
         extract_features(trunk, pictures, settings, threads)
-    folds = sum(build_students(team.share(), pictures, parts, student_weights, settings), [])
+    folds = sum(build_students(team.broadcast(), pictures, parts, student_weights, settings), [])
     if resumed:
         hand_out(folds)
     else:
@@ -199,14 +199,14 @@ def follow():
     def keep_up(*_):
         if team.any(False):
             gathered(folds)
-    train(folds, pictures, parts, trunk, settings, threads, keep_up, keep_up, team.share())
+    train(folds, pictures, parts, trunk, settings, threads, keep_up, keep_up, team.broadcast())
 
 
 def check_alike(settings, alike):
     """Raise InputError in all processes if one of them finds other pictures than the first does."""
     if team.any(not alike):
-        raise InputError(f"the processes do not all find the same pictures in {settings.data_dir}: its copies on the machines "
-                         "differ, or one of them changed just now")
+        raise InputError(f"the processes do not all find the same pictures in {settings.data_dir}: its copies on the "
+                         "machines differ, or one of them changed just now")
 
 
 def check_teacher(teacher, pictures, parts, trained):

@@ -6,7 +6,8 @@
 
 Number n of a seed is always the same damaged file, or (every 50th) the same folder of odd names, links, pipes and
 damaged files. A child process reads it as training does, so that a crash or hang costs only the child, and reads it
-twice: the picture must be the same. What went wrong is kept in fuzz_found/: the file or folder, its number, and the traceback if there was one. The exit status is 0 if nothing did.
+twice: the picture must be the same. What went wrong is kept in fuzz_found/: the file or folder, its number, and the
+traceback if there was one. The exit status is 0 if nothing did.
 """
 import argparse
 import collections

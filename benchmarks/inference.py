@@ -69,7 +69,8 @@ def make_folder(folder, count):
     for i in range(count):
         path = os.path.join(folder, f"{i:06}.jpg")
         if i < DIFFERENT:
-            cv2.imencode(".jpg", smooth_picture(np.random.default_rng(i), 384, 512), [cv2.IMWRITE_JPEG_QUALITY, 90])[1].tofile(path)
+            picture = smooth_picture(np.random.default_rng(i), 384, 512)
+            cv2.imencode(".jpg", picture, [cv2.IMWRITE_JPEG_QUALITY, 90])[1].tofile(path)
         else:
             os.link(os.path.join(folder, f"{i % DIFFERENT:06}.jpg"), path)
     return folder
@@ -97,7 +98,8 @@ def seconds_of(work):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--image_size", type=int, default=224)
-    parser.add_argument("--pictures", type=int, default=2000, help="in the folder; peak memory is measured of a quarter of them, too")
+    parser.add_argument("--pictures", type=int, default=2000,
+                        help="in the folder; peak memory is measured of a quarter of them, too")
     args = parser.parse_args()
     size = args.image_size
     runtime.keep_memory()
@@ -125,7 +127,8 @@ def main():
                 return paddle.nn.functional.softmax(student(paddle.to_tensor(normalise(views)))).numpy()
         ways = {"dynamic graph": dynamic, "here": answer}
         try:
-            export.write(Ensemble([student], temperatures), size, argparse.Namespace(format=["onnx"], pixels=False), place, None)
+            options = argparse.Namespace(format=["onnx"], pixels=False)
+            export.write(Ensemble([student], temperatures), size, options, place, None)
             session = load_export(os.path.join(place, "model.onnx"))
             ways["ONNX Runtime, of the export"] = lambda views: session(normalise(views))
         except InputError as e:
@@ -146,7 +149,8 @@ def main():
             some = files[i:i + len(files) // 5]
             seconds["reading alone"] += seconds_of(lambda: list(prefetch(
                 lambda at: read_views(some[at:at + 32], size), range(0, len(some), 32), runtime.CORES)))
-            seconds["computing alone"] += seconds_of(lambda: [answer(views[:len(some) - at]) for at in range(0, len(some), 32)])
+            seconds["computing alone"] += seconds_of(lambda: [
+                answer(views[:len(some) - at]) for at in range(0, len(some), 32)])
             seconds["both, inference.predict"] += seconds_of(lambda: list(predict(some, answer, size, 32)))
         print(f"\n| a folder of {len(files)} pictures of 512x384 | s | pictures/s |\n| --- | --- | --- |")
         for what, t in seconds.items():

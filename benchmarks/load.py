@@ -1,7 +1,7 @@
 """How many pictures per second serve.py answers, and how long one waits, at rising concurrency.
 
     python benchmarks/load.py --model_path models_saved/best_model_fold0.pdparams --image_path data/sample      # to try it
-    python benchmarks/load.py --model_path FILE --image_path trashnet --seconds 20              # such figures are in the README
+    python benchmarks/load.py --model_path FILE --image_path trashnet --seconds 20     # figures: README
 
 Starts the service. Each of so many clients, on the same machine, asks for one picture after another. Needs
 requirements-dev.txt.
@@ -65,7 +65,8 @@ def main():
     time.sleep(1)
     print(f"{httpx.get(address + '/health').json()['model']}\n{runtime.processor()}, {runtime.CORES} cores, clients "
           f"included; {len(files)} pictures of {np.mean([len(c) for _, c in files]) / 1e3:.0f} kB\n\n"
-          "| clients | answers/s | median ms | 99 % below, ms | other statuses | memory MB |\n| --- | --- | --- | --- | --- | --- |")
+          "| clients | answers/s | median ms | 99 % below, ms | other statuses | memory MB |\n"
+          "| --- | --- | --- | --- | --- | --- |")
     try:
         for clients in (1, 4, 16, 64, 128):
             times, statuses = asyncio.run(measure(address, files, clients, args.seconds))

@@ -52,7 +52,8 @@ def torch_step(size):
     tail = nn.Sequential(*blocks[FROZEN:], nn.AdaptiveAvgPool2d(1), nn.Flatten()).train().to(memory_format=last)
     head = nn.Sequential(nn.Linear(1280, 1024), nn.BatchNorm1d(1024), nn.ReLU(), nn.Dropout(0.5), nn.Linear(1024, CLASSES))
     regressor = nn.Linear(1280, 2048)
-    optimizer = torch.optim.Adam([p for m in (tail, head, regressor) for p in m.parameters()], 1e-4, weight_decay=1e-4, fused=True)
+    learning = [p for m in (tail, head, regressor) for p in m.parameters()]
+    optimizer = torch.optim.Adam(learning, 1e-4, weight_decay=1e-4, fused=True)
     x = torch.randn(BATCH, 3, size, size).to(memory_format=last)
     y = torch.arange(BATCH) % CLASSES
 
@@ -83,7 +84,8 @@ def paddle_step(size):
     student.train()
     for p in student.features[:FROZEN].parameters():
         p.stop_gradient = True
-    optimizer = paddle.optimizer.Adam(1e-4, weight_decay=1e-4, parameters=[p for p in student.parameters() if not p.stop_gradient])
+    learning = [p for p in student.parameters() if not p.stop_gradient]
+    optimizer = paddle.optimizer.Adam(1e-4, weight_decay=1e-4, parameters=learning)
     view = T.Compose([T.RandomHorizontalFlip(0.5), T.RandomVerticalFlip(0.3), T.RandomRotation(30), T.RandomCrop(size, 8),
                       T.ColorJitter(0.3, 0.3, 0.3, 0.1), T.ToTensor(),
                       T.Normalize([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]), T.RandomErasing(0.2)])

@@ -6,8 +6,8 @@
 Every arm is K students, one per fold. Arms that see the same views train in one pass, as controls do, and cost only their
 tails; those that need other views get a pass of their own. Accuracy is out of fold and cross-fitted; each arm is
 compared with the first, picture by picture. A finished pass is kept in --log_dir and not run again by the same command,
-so a killed benchmark goes on with the next pass. The README has the figures of the first pass on TrashNet (2 AMD EPYC cores: 92
-minutes for 8 epochs at 160 pixels, beside other work).
+so a killed benchmark goes on with the next pass. The README has the figures of the first pass on TrashNet (2 AMD EPYC
+cores: 92 minutes for 8 epochs at 160 pixels, beside other work).
 """
 import dataclasses
 import hashlib
@@ -32,7 +32,7 @@ from utils.train_utils import build_fold, control_settings, train  # noqa: E402
 
 PLAIN = dict(flip_horizontal=0.0, flip_vertical=0.0, rotation=0.0, crop_pad=0, brightness=0.0, contrast=0.0,
              saturation=0.0, hue=0.0, erasing=0.0)
-SEED_RECIPE = dict(alpha=0.5, temperature=4.0, feature_weight=0.0)
+SOFT_LABELS = dict(alpha=0.5, temperature=4.0, feature_weight=0.0)
 CONTROL = "no teacher (control)"
 FROZEN_NORM = "BatchNorm of the tail as ImageNet left it"
 
@@ -44,8 +44,8 @@ def passes(settings):
     no_mixup, plain = with_(mixup_alpha=0.0), with_(**PLAIN)
     return [
         (settings, {"default": settings, CONTROL: control_settings(settings),
-                    "soft labels (T 4, alpha 0.5) instead of features": with_(**SEED_RECIPE),
-                    "soft labels of a head that was not fitted": with_(**SEED_RECIPE),
+                    "soft labels (T 4, alpha 0.5) instead of features": with_(**SOFT_LABELS),
+                    "soft labels of a head that was not fitted": with_(**SOFT_LABELS),
                     "no class weights": with_(class_weights="none"), FROZEN_NORM: settings}),
         (no_mixup, {"no mixup": no_mixup, "no mixup, no teacher": control_settings(no_mixup)}),
         (plain, {"no augmentation": plain, "no augmentation, no teacher": control_settings(plain)})]

@@ -1,7 +1,7 @@
 """What one picture costs in a run of five folds, part by part, and what the same costs fold after fold elsewhere.
 
     python benchmarks/step.py --image_size 64                   # to try it: a minute on a laptop
-    python benchmarks/step.py --torch torch/bin/python          # 224 pixels, beside PyTorch, which needs a Python of its own:
+    python benchmarks/step.py --torch torch/bin/python          # 224 pixels, beside PyTorch in a Python of its own:
                                                                 # python -m venv torch && torch/bin/pip install torch==2.13.0
 
 Batches of 16, ResNet50, 14 blocks frozen, random weights. Here training itself is timed, whole blocks of steps; the others
@@ -77,7 +77,8 @@ class Here:
         head = Head(*(rng.normal(0, 0.01, shape).astype(np.float32) for shape in ((2048, 6), (1, 6), (2048,))),
                     np.ones(2048, np.float32))
         self.folds = [train_utils.build_fold(k, labels, self.parts, head, self.settings) for k in range(5)]
-        self.trunk, self.frozen, self.prefetch = load_trunk("", None, self.settings, runtime.CORES), runtime.frozen, train_utils.prefetch
+        self.trunk = load_trunk("", None, self.settings, runtime.CORES)
+        self.frozen, self.prefetch = runtime.frozen, train_utils.prefetch
 
     def block(self):
         clock, taken = Clock(), {}
@@ -196,7 +197,8 @@ def main():
         print(f"| {name}, fold after fold: 4 x ({parts}) | {four:.0f}, {four / whole:.1f} times |")
     _, multiply_adds = count(Trunk(), [3, args.image_size, args.image_size])
     rate, teacher = statistics.median(rates), 2 * multiply_adds / median(blocks, "teacher") / 1e6
-    print(f"\nteacher: {teacher:.0f} gigaflops, {100 * teacher / rate:.0f} % of those of a product of matrices ({rate:.0f})\n"
+    print(f"\nteacher: {teacher:.0f} gigaflops, {100 * teacher / rate:.0f} % of those of a product of matrices "
+          f"({rate:.0f})\n"
           f"one student on one core, ms per picture: " + ", ".join(f"{part} {median(tails, part):.1f}" for part in tails[0])
           + f"; one on each of {runtime.CORES} cores: {statistics.median(pairs):.0f} pictures/s")
 

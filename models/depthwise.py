@@ -1,6 +1,7 @@
 """Depthwise convolutions of small maps as products of matrices, in training on a CPU.
 
-    x = stack(x); layer.pictures = 16; y = unstack(layer(x), 16)       # equal to layer(x) within rounding (tests/test_models.py)
+    layer.pictures = 16
+    y = unstack(layer(stack(x)), 16)       # equal to layer(x) within rounding: tests/test_models.py
 """
 import numpy as np
 import paddle

@@ -74,7 +74,7 @@ def extract_features(trunk, pictures, settings, threads):
                                      np.random.default_rng([settings.seed, VIEW, epoch, i])) for i in rows])
     out = None
     for (v, rows), x in zip(jobs, runtime.progress(prefetch(make, jobs, threads), "teacher's features", len(jobs))):
-        f = team.gather(trunk(x), len(rows)).numpy()
+        f = team.all_gather(trunk(x), len(rows)).numpy()
         if out is None:
             out = np.empty((augmented + 1, len(pictures), f.shape[1]), np.float32)
         out[v, rows] = f

@@ -9,7 +9,6 @@ import struct
 import sys
 import zlib
 
-import utils  # noqa: F401  before cv2
 import cv2
 import numpy as np
 from PIL import Image, ImageCms, features  # Pillow comes with Paddle

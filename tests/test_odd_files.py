@@ -14,7 +14,8 @@ from odd_files import BAD, BGR, FORMATS, NAMES, OPENCV, SCENE, make_odd, ocv
 
 from models.student_model import Student
 from utils.checkpoint import arrays_of, save_weights
-from utils.data_utils import UnreadablePicture, load_pictures, read_picture, walk
+from utils.data_utils import load_pictures, walk
+from utils.pictures import UnreadablePicture, read_picture
 from utils.plots import contact_sheet
 from utils.settings import InputError
 from utils.tables import write_csv

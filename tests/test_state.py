@@ -12,7 +12,7 @@ from models.teacher_model import fit_heads
 from utils import runtime
 from utils.data_utils import load_pictures, stratified_parts
 from utils.settings import InputError, parse
-from utils.state import Keeper, end, ended, keep_start, read_start
+from utils.state import Checkpointer, end, ended, keep_start, read_start
 from utils.train_utils import build_fold, control_settings, train
 
 
@@ -36,20 +36,20 @@ def run(settings, folder, cuts=(), resumed=False, fail=None):
     folds, pictures, parts = build(settings)
     paddle.seed(5)
     trunk = runtime.frozen(TinyTrunk(), [3, 32, 32])
-    keeper = Keeper(folder, folds, 100)
-    start = keeper.restore() if resumed else (0, 0)
+    checkpointer = Checkpointer(folder, folds, 100)
+    start = checkpointer.restore() if resumed else (0, 0)
     if not resumed:
-        keeper.save(0, 0)
+        checkpointer.save(0, 0)
 
     def on_step(epoch, step):
-        keeper.minutes = 0 if (epoch, step) in cuts else 100
-        keeper.after_step(epoch, step)
+        checkpointer.minutes = 0 if (epoch, step) in cuts else 100
+        checkpointer.after_step(epoch, step)
         if (epoch, step) == fail:
             raise ZeroDivisionError
         if cuts and (epoch, step) == cuts[-1]:
             raise Cut
     try:
-        train(folds, pictures, parts, trunk, settings, 2, lambda epoch, *_: keeper.after_epoch(epoch), on_step, start)
+        train(folds, pictures, parts, trunk, settings, 2, lambda epoch, *_: checkpointer.after_epoch(epoch), on_step, start)
     except Cut:
         return None
     return folds
@@ -91,9 +91,9 @@ def test_a_torn_state_is_noticed_and_the_one_before_it_is_used(settings, tmp_pat
     os.mkdir(folder)
     run(settings, folder, [(0, 2), (0, 4)])
     folds, *_ = build(settings)
-    keeper = Keeper(folder, folds, 0)
+    checkpointer = Checkpointer(folder, folds, 0)
     before, newest = sorted(os.path.join(folder, n) for n in os.listdir(folder))
-    assert keeper.restore() == (0, 4)
+    assert checkpointer.restore() == (0, 4)
     with open(newest, "rb") as f:
         content = bytearray(f.read())
     content[len(content) // 2] ^= 1  # one bit
@@ -101,19 +101,19 @@ def test_a_torn_state_is_noticed_and_the_one_before_it_is_used(settings, tmp_pat
         with open(newest, "wb") as f:
             f.write(damaged)
         capsys.readouterr()
-        assert keeper.restore() == (0, 2)
+        assert checkpointer.restore() == (0, 2)
         printed = capsys.readouterr().out
         assert printed.count("\n") == 1 and f"{newest} is damaged" in printed and "before it is used" in printed
-    keeper.after_step(0, 3)  # it goes on from there: the whole one is kept until the new one is whole, the damaged one not
+    checkpointer.after_step(0, 3)  # it goes on from there: the whole one is kept until the new one is whole, the damaged one not
     third = newest.replace("4.npz", "3.npz")
     assert sorted(os.listdir(folder)) == [os.path.basename(p) for p in (before, third)]
-    keeper.after_step(0, 4)
-    keeper.after_step(0, 4)  # no second time
+    checkpointer.after_step(0, 4)
+    checkpointer.after_step(0, 4)  # no second time
     assert sorted(os.listdir(folder)) == [os.path.basename(p) for p in (third, newest)]
     for name in os.listdir(folder):
         os.truncate(os.path.join(folder, name), 100)
     with pytest.raises(InputError, match="no state in .* is whole"):
-        keeper.restore()
+        checkpointer.restore()
 
 
 def test_a_state_runs_no_code(tmp_path):
@@ -123,7 +123,7 @@ def test_a_state_runs_no_code(tmp_path):
     for name in ("state-000001-000000000.npz", "start.npz"):
         np.savez(tmp_path / name, about=np.array([Crafted()]), labels=np.array([Crafted()]))
     with pytest.raises(InputError, match="no state .* is whole"):
-        Keeper(str(tmp_path), [], 0).restore()
+        Checkpointer(str(tmp_path), [], 0).restore()
     with pytest.raises(InputError, match="start.npz is damaged.*pickle"):
         read_start(str(tmp_path), None, None, None, 1)
     assert not (tmp_path / "owned").exists()
@@ -215,4 +215,4 @@ def test_a_run_that_the_disk_cannot_hold_is_refused_before_it_trains(settings, t
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=10**6))
     with pytest.raises(InputError, match=r"state of this run takes 0\.\d+ GB and .* has 0.00 GB free.*--log_dir"):
-        Keeper(str(tmp_path), folds, 10)
+        Checkpointer(str(tmp_path), folds, 10)

@@ -28,9 +28,10 @@ def reported():
     try:
         yield
     except (RuntimeError, ValueError, OSError) as e:
-        raise InputError(f"process {os.environ['PADDLE_TRAINER_ID']} lost another one ({str(e).strip().splitlines()[-1]}); each "
-                         "says why it ended in its workerlog; between machines GLOO_SOCKET_IFNAME names the network "
-                         "interface, such as eth0") from e
+        reason = str(e).strip().splitlines()[-1]
+        raise InputError(f"process {os.environ['PADDLE_TRAINER_ID']} lost another one ({reason}); each says "
+                         "why it ended in its workerlog; between machines GLOO_SOCKET_IFNAME names the network interface, "
+                         "such as eth0") from e
 
 
 class Team:
@@ -42,7 +43,7 @@ class Team:
         if int(os.environ.get("PADDLE_TRAINERS_NUM", "1")) > 1:
             with reported():
                 dist.init_parallel_env()
-            self.store, self.met = paddle.base.core.create_or_get_global_tcp_store(), 0
+            self.store, self.barriers = paddle.base.core.create_or_get_global_tcp_store(), 0
             self.rank, self.size = dist.get_rank(), dist.get_world_size()
             hosts = [e.split(":")[0] for e in os.environ["PADDLE_TRAINER_ENDPOINTS"].split(",")]
             self.here = hosts.count(os.environ["PADDLE_CURRENT_ENDPOINT"].split(":")[0])
@@ -51,12 +52,12 @@ class Team:
         """Processor cores for this process: those of the machine are shared out."""
         return max(1, runtime.CORES // self.here)
 
-    def meet(self):
+    def barrier(self):
         """Wait for all, up to an hour: the first process may decode pictures while the others wait."""
-        self.met, end = self.met + 1, time.monotonic() + 3600
+        self.barriers, end = self.barriers + 1, time.monotonic() + 3600
         with reported():
-            self.store.add(f"meet{self.met}", 1)
-            while self.store.add(f"meet{self.met}", 0) < self.size:
+            self.store.add(f"barrier{self.barriers}", 1)
+            while self.store.add(f"barrier{self.barriers}", 0) < self.size:
                 if time.monotonic() > end:
                     raise OSError("silent for an hour")
                 time.sleep(0.005)
@@ -66,7 +67,7 @@ class Team:
         share = -(-n // self.size)
         return np.minimum(np.arange(share * self.rank, share * (self.rank + 1)), n - 1)
 
-    def gather(self, x, n):
+    def all_gather(self, x, n):
         """Tensor of the rows(n) of each process -> Tensor of all n."""
         if self.size == 1:
             return x
@@ -75,11 +76,11 @@ class Team:
             dist.all_gather(shares, x)
         return paddle.concat(shares)[:n]
 
-    def share(self, value=None, owner=0):
+    def broadcast(self, value=None, owner=0):
         """What `owner` calls it with, in all processes."""
         if self.size == 1:
             return value
-        self.meet()
+        self.barrier()
         box = [value]
         with reported():
             dist.broadcast_object_list(box, src=owner)

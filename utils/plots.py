@@ -11,7 +11,7 @@ import numpy as np
 from matplotlib import font_manager
 from matplotlib.figure import Figure  # not pyplot: it opens windows, and fails where the screen goes away
 
-from utils.data_utils import read_picture
+from utils.pictures import read_picture
 from utils.tables import printable
 
 MANY, MOST_LINES = 60, 300  # categories that a confusion matrix has room for; lines of a text as a picture

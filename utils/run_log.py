@@ -15,7 +15,8 @@ import paddle
 
 from models.student_model import Student
 from utils import runtime
-from utils.data_utils import VIEW, epoch_order, read_picture
+from utils.data_utils import VIEW, epoch_order
+from utils.pictures import read_picture
 from utils.plots import contact_sheet
 from utils.statistics import at_least
 from utils.tables import printable, write_csv

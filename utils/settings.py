@@ -56,7 +56,8 @@ class Settings:
     feature_weight: float = setting(8.0, "weight of guessing the teacher's features from the student's, one linear "
                                     "layer; 0 leaves it out", 0, 1000)
     control: bool = setting(False, "train beside every student its twin without a teacher, and compare")
-    class_weights: str = setting("balanced", "'balanced' gives every category the same weight in the loss, 'none' every picture",
+    class_weights: str = setting("balanced", "'balanced' gives every category the same weight in the loss, 'none' every "
+                                 "picture",
                                  choices=("balanced", "none"))
     mixup_alpha: float = setting(0.2, "parameter of mixup's Beta distribution; 0 switches mixup off", 0, 100)
     batch_size: int = setting(16, "pictures per step and student; rounded so that every part gives the "

@@ -32,7 +32,7 @@ SCORES = ("history", "best_accuracy", "best_epoch", "failed")  # of a fold: what
 SECONDS = 60  # an epoch that ends sooner after the last save is not saved: short epochs would write all the time
 
 
-class Keeper:
+class Checkpointer:
     """Saves the state of a run in training, and ends the run between two steps if a signal asked for it.
 
     Raises InputError at once where the disk is too small for two states.
@@ -136,13 +136,13 @@ def _set(fold, arrays, scores, source):
 
 def gathered(folds):
     """{name: arrays} of all folds, each from the process that trains it; all processes must take part."""
-    return {f.name: team.share(_arrays(f) if team.owns(f) else None, team.owner(f)) for f in folds}
+    return {f.name: team.broadcast(_arrays(f) if team.owns(f) else None, team.owner(f)) for f in folds}
 
 
 def hand_out(folds):
     """The folds of the first process, which a resumed run has read, to the others."""
     for f in folds:
-        arrays, scores = team.share((_arrays(f), {key: getattr(f, key) for key in SCORES}) if team.rank == 0 else None)
+        arrays, scores = team.broadcast((_arrays(f), {key: getattr(f, key) for key in SCORES}) if team.rank == 0 else None)
         if team.rank:
             _set(f, arrays, scores, "the first process")
 

@@ -10,7 +10,10 @@ def printable(name):
 
 
 def write_csv(path, header, rows, mode="w"):
-    """Write a table as UTF-8 with the mark by which Excel knows it. A text that a spreadsheet would run as a formula gets an apostrophe in front."""
+    """Write a table as UTF-8 with the mark by which Excel knows it.
+
+    A text that a spreadsheet would run as a formula gets an apostrophe in front.
+    """
     def cell(value):
         return "'" + value if isinstance(value, str) and value.startswith(FORMULA) else value
     with open(path, mode, newline="", encoding="utf-8-sig", errors="backslashreplace") as f:

@@ -146,6 +146,31 @@ def evaluate(folds, prefix, pictures, settings, threads, on_batch=None):
     return [np.concatenate(o) for o in outputs]
 
 
+def learn(fold, maps, features, labels_a, labels_b, lam, mask, rate, step):
+    """One step of one student on pictures that are lam * a + (1 - lam) * b, and its running sums.
+
+    maps: what the prefix gave, [B, C, H, W]; features: the teacher's, [B, D]; labels: int64 [B]; mask: of dropout_mask;
+    rate: of Adam; step: number in the epoch.
+    """
+    s = fold.settings
+    pooled = fold.student.pool(maps)
+    logits = fold.student.head(pooled, mask)
+    loss = distillation_loss(logits, features @ fold.head.weight + fold.head.bias, labels_a, labels_b, lam,
+                             fold.class_weights, s.temperature, s.alpha)
+    if fold.regressor:
+        loss = loss + s.feature_weight * feature_loss(fold.regressor(pooled), features, fold.head.mean, fold.head.std)
+    loss.backward()
+    fold.optimizer.set_lr(rate)
+    fold.optimizer.step()
+    fold.optimizer.clear_grad()
+    with paddle.no_grad():
+        guess = logits.argmax(1)
+        right = lam * (guess == labels_a).sum() + (1 - lam) * (guess == labels_b).sum()
+        healthy = paddle.isfinite(loss) & (fold.sums[3] == step)
+        fold.sums += paddle.stack([loss * len(guess), right.astype("float32"),
+                                   paddle.full([], len(guess), "float32"), healthy.astype("float32")])
+
+
 def train(folds, pictures, parts, trunk, settings, threads, on_epoch=None, on_step=None, start=(0, 0)):
     """Train all folds side by side until each has stopped or `num_epochs` are over.
 
@@ -198,32 +223,15 @@ def train(folds, pictures, parts, trunk, settings, threads, on_epoch=None, on_st
             for step, (x, partner, lam) in enumerate(prefetch(make, range(done, steps), threads), done):
                 rate = rate_at(epoch, step)
                 # once for all folds, on the very same pictures
-                features, maps = team.gather(trunk(x), len(part_of)), team.gather(prefix(x), len(part_of))
+                features, maps = team.all_gather(trunk(x), len(part_of)), team.all_gather(prefix(x), len(part_of))
                 labels_a, labels_b = labels[order[step]], labels[order[step][partner]]
 
                 def step_of(f):
                     rows = np.flatnonzero(part_of != f.index)  # all but the pictures of its own part
-                    a, b = paddle.to_tensor(labels_a[rows]), paddle.to_tensor(labels_b[rows])
                     mask = dropout_mask([len(rows), f.student.hidden.weight.shape[1]], s.dropout,
                                         np.random.default_rng([s.seed, DROPOUT, f.index, epoch, step]))
-                    rows = paddle.to_tensor(rows)
-                    pooled, taught = f.student.pool(maps.index_select(rows)), features.index_select(rows)
-                    logits = f.student.head(pooled, paddle.to_tensor(mask))
-                    loss = distillation_loss(logits, taught @ f.head.weight + f.head.bias, a, b, lam, f.class_weights,
-                                             f.settings.temperature, f.settings.alpha)
-                    if f.regressor:
-                        loss = loss + f.settings.feature_weight * feature_loss(f.regressor(pooled), taught,
-                                                                               f.head.mean, f.head.std)
-                    loss.backward()
-                    f.optimizer.set_lr(rate)
-                    f.optimizer.step()
-                    f.optimizer.clear_grad()
-                    with paddle.no_grad():
-                        guess = logits.argmax(1)
-                        right = lam * (guess == a).sum() + (1 - lam) * (guess == b).sum()
-                        healthy = paddle.isfinite(loss) & (f.sums[3] == step)
-                        f.sums += paddle.stack([loss * len(rows), right.astype("float32"),
-                                                paddle.full([], len(rows), "float32"), healthy.astype("float32")])
+                    a, b, mask, rows = map(paddle.to_tensor, (labels_a[rows], labels_b[rows], mask, rows))
+                    learn(f, maps.index_select(rows), features.index_select(rows), a, b, lam, mask, rate, step)
                 list(pool.map(step_of, filter(team.owns, active)))
                 bar.update(len(part_of))
                 if on_step:
@@ -249,7 +257,7 @@ def train(folds, pictures, parts, trunk, settings, threads, on_epoch=None, on_st
                                   val_accuracy=float((p.argmax(1) == labels[f.pictures]).mean()))
                     if scores["val_accuracy"] > f.best_accuracy:
                         best = arrays_of(f.student)
-            f.failed, p, scores, best = team.share((failed, p, scores, best), team.owner(f))
+            f.failed, p, scores, best = team.broadcast((failed, p, scores, best), team.owner(f))
             if f.failed:
                 continue
             f.history.append(scores)
