@@ -22,7 +22,7 @@ from sklearn.metrics import balanced_accuracy_score
 from data.make_sample import make_sample
 from models.teacher_model import Trunk, extract_features, fit_heads, load_trunk, teacher_predictions
 from utils.checkpoint import imagenet_weights, new_folder, save_weights, set_aside, update_about
-from utils.copies import copy_rows, group_pictures, known_copies, read_groups
+from utils.copies import copy_rows, group_pictures, known_copies, read_groups, too_large
 from utils.cost import cost
 from utils.data_utils import find_categories, load_pictures, stratified_parts
 from utils.page import write_page
@@ -51,21 +51,25 @@ def main(argv=None):
           + (f"; {team.size} processes" if team.size > 1 else ""))
     if sample and make_sample(settings.data_dir):
         print(f"drew the sample set {settings.data_dir}")
-    categories = find_categories(settings.data_dir, settings.categories)
+    settings.categories = tuple(find_categories(settings.data_dir, settings.categories))  # so a resumed run has the same
     teacher_weights = imagenet_weights("teacher_weights", settings.teacher_weights)
     student_weights = imagenet_weights("student_weights", settings.student_weights)
     for option in ("log_dir", "save_dir"):
         writable(option, getattr(settings, option))
-    held = lock(settings.save_dir)  # noqa: F841  for as long as this function runs
+    held = [lock(resumed, "that run has not stopped")] if resumed else []  # for as long as this function runs
+    held.append(lock(settings.save_dir, "wait for it, or choose another folder with --save_dir"))
 
     # Pictures, and the parts that they are cut into
-    pictures = load_pictures(settings.data_dir, settings.image_size, categories, settings.cache_dir,
+    pictures = load_pictures(settings.data_dir, settings.image_size, settings.categories, settings.cache_dir,
                              settings.cache_gb, threads)
     print_pictures(pictures)
+    if not len(pictures):
+        raise InputError(f"no usable picture in {settings.data_dir}: see what was left out, and why")
     given = read_groups(settings.groups, pictures)
-    groups = group_pictures(len(pictures), np.concatenate([known_copies(pictures, threads), given]))
+    found = known_copies(pictures, threads, settings.copies == "near")
+    groups = group_pictures(len(pictures), np.concatenate([found, given]))
     copies = copy_rows(pictures, groups)
-    print_copies(copies, given, settings)
+    print_copies(copies, given, too_large(groups, pictures.labels, settings.num_folds), settings)
     parts = stratified_parts(pictures.labels, settings.num_folds, settings.seed, pictures.categories, groups)
     trained = sorted(settings.folds) or list(range(settings.num_folds))
     for k in trained:
@@ -79,6 +83,7 @@ def main(argv=None):
         folder, (heads, teacher) = resumed, read_start(resumed, pictures, parts, teacher_weights, threads)
     else:
         folder = new_folder(settings.log_dir, time.strftime("%Y%m%d-%H%M%S"))
+        held.append(lock(folder, ""))
         record_run(folder, settings, pictures, parts, groups, copies)
     run = os.path.basename(os.path.abspath(folder))
     log = RunLog(folder)
@@ -102,7 +107,7 @@ def main(argv=None):
         heads = fit_heads(features, pictures.labels, parts, trained, settings, threads)
         teacher = teacher_predictions(features[0], heads, parts)
         del features
-    check_teacher(teacher, pictures, parts, trained)
+    check_teacher(teacher, pictures, parts, trained, settings)
 
     # The students learn side by side, all from the same start, and with them, if asked for, their twins without a teacher
     team.broadcast(heads)
@@ -155,11 +160,11 @@ def main(argv=None):
     networks = {name: cost(layer, [3, settings.image_size, settings.image_size], threads)
                 for name, layer in (("student", folds[0].student), ("teacher", whole_teacher))}
     answers = all_answers(folds, controls, teacher, pictures.labels)
-    report = build_report(folds, answers, pictures, parts, networks)
+    report = build_report(folds, answers, pictures, parts, groups, networks)
     report.update(run=run, failed=failed, settings=settings.to_json(), versions=runtime.versions())
     for f, figures in zip(folds, report["folds"]):
         update_about(weights_path(settings, f), temperature=figures["temperature"])
-    text = write_report(folder, report, folds, answers, pictures)
+    text = write_report(folder, report, folds, answers, pictures, groups)
     write_page(folder, text, report, folds, answers, pictures)
     print("\n" + text)
     log.results(report, settings.to_json(), answers, pictures.labels[np.concatenate([f.pictures for f in folds])])
@@ -184,7 +189,7 @@ def follow():
     settings, resumed, teacher_weights, student_weights, parts, trained, known = team.broadcast()
     runtime.choose_device(settings.device)
     threads = settings.threads or team.cores()
-    pictures = load_pictures(settings.data_dir, settings.image_size, find_categories(settings.data_dir, settings.categories),
+    pictures = load_pictures(settings.data_dir, settings.image_size, settings.categories,
                              settings.cache_dir, settings.cache_gb, threads)
     check_alike(settings, fingerprint(pictures, threads) == known)
     trunk = load_trunk(*teacher_weights, settings, threads)
@@ -209,8 +214,9 @@ def check_alike(settings, alike):
                          "machines differ, or one of them changed just now")
 
 
-def check_teacher(teacher, pictures, parts, trained):
-    """Print the teacher's accuracy on each fold's validation part; raise InputError if it knows nothing."""
+def check_teacher(teacher, pictures, parts, trained, settings):
+    """Print the teacher's accuracy on each fold's validation part; raise InputError if it knows nothing, and
+    students are to learn from it."""
     rows = np.isin(parts, trained)
     right = teacher.argmax(1) == pictures.labels
     accuracy = [right[parts == k].mean() for k in trained]
@@ -219,9 +225,12 @@ def check_teacher(teacher, pictures, parts, trained):
     chance = 1 / len(pictures.categories)
     balanced = balanced_accuracy_score(pictures.labels[rows], teacher[rows].argmax(1))
     if balanced < chance + 0.1 * (1 - chance):
-        raise InputError(f"the teacher knows nothing of these categories: balanced accuracy {balanced:.3f}, guessing "
-                         f"gives {chance:.3f}; look whether pictures lie in the right folders, and whether "
-                         "--teacher_weights are ImageNet weights")
+        problem = (f"the teacher knows nothing of these categories: balanced accuracy {balanced:.3f}, guessing gives "
+                   f"{chance:.3f}")
+        if settings.alpha < 1 or settings.feature_weight:
+            raise InputError(f"{problem}; look whether pictures lie in the right folders, and whether --teacher_weights are "
+                             "ImageNet weights, or train without a teacher: --alpha 1 --feature_weight 0")
+        print(f"note: {problem}; no student listens to it")
 
 
 def weights_path(settings, fold):

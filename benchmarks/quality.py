@@ -61,9 +61,10 @@ def main():
     categories = find_categories(settings.data_dir, settings.categories)
     pictures = load_pictures(settings.data_dir, settings.image_size, categories, settings.cache_dir, settings.cache_gb,
                              threads)
-    pairs = np.concatenate([known_copies(pictures, threads), read_groups(settings.groups, pictures)])
-    parts = stratified_parts(pictures.labels, settings.num_folds, settings.seed, categories,
-                             group_pictures(len(pictures), pairs))
+    pairs = np.concatenate([known_copies(pictures, threads, settings.copies == "near"),
+                            read_groups(settings.groups, pictures)])
+    groups = group_pictures(len(pictures), pairs)
+    parts = stratified_parts(pictures.labels, settings.num_folds, settings.seed, categories, groups)
     trained = sorted(settings.folds) or list(range(settings.num_folds))
     if len(trained) < 2:
         raise InputError("--folds: cross-fitted figures need at least two folds")
@@ -106,7 +107,7 @@ def main():
             os.replace(path + ".tmp.npz", path)
         with np.load(path) as saved:
             results.update({arm: (saved[arm], saved["minutes"].item()) for arm in arms})
-    print_table(results, teacher, pictures, np.isin(parts, trained), settings)
+    print_table(results, teacher, pictures, groups, np.isin(parts, trained), settings)
 
 
 def cross_fitted_answers(folds, n):
@@ -118,7 +119,7 @@ def cross_fitted_answers(folds, n):
     return answers
 
 
-def print_table(results, teacher, pictures, rows, settings):
+def print_table(results, teacher, pictures, groups, rows, settings):
     labels, first = pictures.labels[rows], next(iter(results))
     print(f"\n{runtime.processor()}, {runtime.CORES} cores, {runtime.versions()}\npython {' '.join(sys.argv)}\n"
           f"seed {settings.seed}, {rows.sum()} pictures; minutes are those of the whole pass\n\n"
@@ -126,8 +127,8 @@ def print_table(results, teacher, pictures, rows, settings):
           "| --- | --- | --- | --- | --- | --- | --- |")
     for arm, (answers, minutes) in [*results.items(), ("teacher itself", (teacher, 0))]:
         right = answers[rows] == labels
-        low, high = wilson(right.sum(), len(labels))
-        c = compare(labels, answers[rows], results[first][0][rows])
+        low, high = wilson(right, groups[rows])
+        c = compare(labels, answers[rows], results[first][0][rows], groups[rows])
         print(f"| {arm} | {right.mean():.4f} | {low:.3f} to {high:.3f} | {(~right).sum()} | "
               + ("" if arm == first else f"{c['gained']}, {c['lost']}") + " | "
               + ("" if arm == first else f"{c['mcnemar_p']:.2g}") + f" | {f'{minutes:.0f}' if minutes else ''} |")

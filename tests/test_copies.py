@@ -8,7 +8,7 @@ from conftest import write_picture
 
 from main import copy_rows, print_copies
 from utils import copies
-from utils.copies import find_copies, group_pictures, known_copies, look_alikes, read_groups
+from utils.copies import find_copies, group_pictures, known_copies, look_alikes, read_groups, too_large
 from utils.data_utils import load_pictures, stratified_parts
 from utils.settings import InputError, Settings
 
@@ -106,12 +106,25 @@ def test_copies_with_different_labels_are_listed(tmp_path, planted, load, capsys
     rows = copy_rows(pictures, group_pictures(len(pictures), find_copies(pictures)))
     assert {path for _, path, _, c in rows if c == "yes"} == {p for p in pictures.paths if "conflict" in p}
     assert all(label == path.split("/")[0] for _, path, label, _ in rows)
-    print_copies(rows, 0, Settings())
+    print_copies(rows, 0, None, Settings())
     printed = capsys.readouterr().out.splitlines()
     assert printed[:3] == ["copies: 86 pictures in 28 groups stay together",
                            "probable label errors: these copies carry different labels:",
                            "  cans/conflict 00.png, glass/conflict 00.jpg"]
     assert len(printed) == 2 + 20 + 1 and "5 more groups; copies.csv" in printed[-1]
+
+
+def test_identical_pictures_alone_are_grouped_if_asked_for(planted):
+    pairs = [(planted.paths[i], planted.paths[j]) for i, j in find_copies(planted, near=False)]
+    assert pairs == [(f"cans/{i} exact.png", f"cans/{i}.png") for i in range(3)]
+    assert len(known_copies(planted, near=False)) == 3 < len(known_copies(planted)) > len(known_copies(planted, near=False))
+
+
+def test_a_group_that_is_more_than_a_part_is_noticed():
+    labels, groups = np.repeat([0, 1], [50, 20]), np.arange(70)
+    assert too_large(groups, labels, 5) is None and too_large(np.arange(10), np.repeat([0, 1], 5), 5) is None
+    groups[50:58] = 50
+    assert too_large(groups, labels, 5) == (8, 20) and too_large(groups, labels, 2) is None
 
 
 def test_given_groups_join_found_ones(tmp_path, planted):
@@ -150,8 +163,10 @@ def test_bad_groups_files(tmp_path, folder, load, content, message):
 
 def test_given_groups_may_name_pictures_that_are_left_out(tmp_path, folder, load):
     open(os.path.join(folder, "cans", "empty.png"), "w").close()
-    (tmp_path / "groups.csv").write_text("path,group\ncans/empty.png,a\ncans/0.png,a\ncans/1.png,a\nglass/1.png,a\n")
-    assert len(read_groups(str(tmp_path / "groups.csv"), load(categories=("cans", "纸")))) == 1
+    write_picture(os.path.join(folder, "=1", "0.png"), drawn(0))
+    (tmp_path / "groups.csv").write_text("path,group\ncans/empty.png,a\ncans/0.png,a\ncans/1.png,a\nglass/1.png,a\n"
+                                         "'=1/0.png,a\n")  # as it stands in folds.csv
+    assert len(read_groups(str(tmp_path / "groups.csv"), load(categories=("cans", "纸", "=1")))) == 2
 
 
 def test_parts_with_groups_are_balanced_and_split_no_group():

@@ -281,6 +281,16 @@ def test_wrong_use_of_main(tmp_path, monkeypatch, capsys, args, message):
     assert not os.listdir(tmp_path)  # found before anything was written
 
 
+def test_folders_without_a_usable_picture(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    for name in ("cans", "glass"):
+        (tmp_path / "set" / name).mkdir(parents=True)
+    (tmp_path / "set" / "cans" / "a.jpg").write_bytes(b"no picture")
+    with pytest.raises(InputError, match="no usable picture in set"):
+        main.main(["--data_dir", "set", "--teacher_weights", "random", "--student_weights", "random"])
+    assert "cans/a.jpg': truncated, damaged or not a picture" in capsys.readouterr().out
+
+
 def test_main_keeps_an_earlier_run_and_says_so(sample):
     where, _ = sample
     (earlier,) = os.listdir(where / "logs")

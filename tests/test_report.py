@@ -50,8 +50,9 @@ def make_run(tmp_path, trained, with_control, categories=("a", "b", "纸")):
     teacher = softmax(2 * rng.normal(size=(300, 3)) + np.eye(3)[labels], axis=1)
     controls = controls if with_control else []
     answers = all_answers(folds, controls, teacher, labels)
-    report = build_report(folds, answers, pictures, parts)
-    text = write_report(str(tmp_path), report, folds, answers, pictures)
+    groups = np.arange(300) - 3 * (np.arange(300) // 3 % 2)  # pairs, in one part
+    report = build_report(folds, answers, pictures, parts, groups)
+    text = write_report(str(tmp_path), report, folds, answers, pictures, groups)
     return folds, report, text
 
 
@@ -67,14 +68,16 @@ def test_every_figure_follows_from_the_csv(tmp_path, trained, with_control):
     rows, oof = read_rows(tmp_path / "out_of_fold.csv"), saved["out_of_fold"]
     several = len(trained) > 1
     assert sorted(r["path"] for r in rows) == sorted(f"夹/{i}.jpg" for k in trained for i in range(k, 300, 3))
-    assert oof["pictures"] == len(rows) == 100 * len(trained) and oof["of"] == 300
+    assert oof["pictures"] == len(rows) == 2 * oof["groups"] == 100 * len(trained) and oof["of"] == 300
+    assert f"They are {50 * len(trained)} groups" in text
     assert saved["headline"] == ("student_cross_fitted" if several else "student")
 
     prefixes = {"student": "", "teacher": "teacher_"} | ({"student_cross_fitted": "crossfit_"} if several else {})
     if with_control:
         prefixes |= {"control": "control_"} | ({"control_cross_fitted": "control_crossfit_"} if several else {})
-    assert set(prefixes) == set(oof) - {"pictures", "of"}
+    assert set(prefixes) == set(oof) - {"pictures", "of", "groups"}
     truth, fold = np.array([names.index(r["label"]) for r in rows]), np.array([int(r["fold"]) for r in rows])
+    group = np.array([int(r["group"]) for r in rows])
     guess, probabilities, raw = {}, {}, {}
     for who, prefix in prefixes.items():
         guess[who] = np.array([names.index(r[f"{prefix}prediction"]) for r in rows])
@@ -85,7 +88,7 @@ def test_every_figure_follows_from_the_csv(tmp_path, trained, with_control):
         assert (p.argmax(1) == guess[who]).all()
         figures, right = oof[who], guess[who] == truth
         np.testing.assert_allclose(figures["accuracy"], right.mean())
-        np.testing.assert_allclose(figures["accuracy_interval"], wilson(right.sum(), len(rows)))
+        np.testing.assert_allclose(figures["accuracy_interval"], wilson(right, group))
         np.testing.assert_allclose(figures["macro_f1"], f1_score(truth, guess[who], average="macro"))
         np.testing.assert_allclose(figures["calibration_error"], calibration_error(p, truth), atol=1e-7)
         np.testing.assert_allclose(figures["calibration_error_raw"], calibration_error(raw[who], truth), atol=1e-7)
@@ -111,21 +114,22 @@ def test_every_figure_follows_from_the_csv(tmp_path, trained, with_control):
     np.testing.assert_allclose(saved["agreement_with_teacher"], (head == guess["teacher"]).mean())
     assert saved["confusion_matrix"] == confusion_matrix(truth, head).tolist()
     for i, name in enumerate(names):
-        c, right = saved["categories"][name], ((head == i) & (truth == i)).sum()
+        c, told, true = saved["categories"][name], head == i, truth == i
+        right = (told & true).sum()
         np.testing.assert_allclose(c["precision"], right / (head == i).sum())
         np.testing.assert_allclose(c["recall"], right / (truth == i).sum())
-        np.testing.assert_allclose(c["precision_interval"], wilson(right, (head == i).sum()))
-        np.testing.assert_allclose(c["recall_interval"], wilson(right, (truth == i).sum()))
+        np.testing.assert_allclose(c["precision_interval"], wilson(true[told], group[told]))
+        np.testing.assert_allclose(c["recall_interval"], wilson(told[true], group[true]))
         np.testing.assert_allclose(c["roc_auc"], np.mean([(a > p[truth != i, i]).mean() for a in p[truth == i, i]]))
         precision, recall, _ = precision_recall_curve(truth == i, p[:, i])
         np.testing.assert_allclose(c["average_precision"], -np.sum(np.diff(recall) * precision[:-1]))
-    assert saved["coverage"] == coverage(p, truth)
-    assert saved["needed_confidence"] == {str(t): needed_confidence(p, truth, t) for t in (0.95, 0.98, 0.99)}
+    assert saved["coverage"] == coverage(p, truth, group)
+    assert saved["needed_confidence"] == {str(t): needed_confidence(p, truth, t, group) for t in (0.95, 0.98, 0.99)}
     assert sum(saved["reliability"]["raw"]["pictures"]) == len(rows)
     np.testing.assert_allclose(saved["reliability"]["calibrated"]["right"], reliability(p, truth)[1])
     if with_control:
         c = saved["student_against_control"]
-        assert c == compare(truth, head, guess[saved["headline"].replace("student", "control")])
+        assert c == compare(truth, head, guess[saved["headline"].replace("student", "control")], group)
         assert f"{c['gained']} pictures gained, {c['lost']} lost" in text
     else:
         assert "student_against_control" not in saved and "--control shows" in text
@@ -146,8 +150,8 @@ def test_a_run_without_mistakes(tmp_path):
         f.probabilities = [np.eye(3, dtype=np.float32)[labels[f.pictures]]] * len(f.history)
     pictures = Pictures("", [f"{i}.jpg" for i in range(30)], labels, ["a", "b", "c"], [], None)
     answers = all_answers(folds, folds, np.eye(3)[labels], labels)
-    report = build_report(folds, answers, pictures, np.arange(30) % 2)
-    write_report(str(tmp_path), report, folds, answers, pictures)
+    report = build_report(folds, answers, pictures, np.arange(30) % 2, np.arange(30))
+    write_report(str(tmp_path), report, folds, answers, pictures, np.arange(30))
     assert json.loads((tmp_path / "report.json").read_text("utf-8"))["out_of_fold"]["student"]["accuracy"] == 1
     assert not (tmp_path / "mistakes.png").exists() and read_rows(tmp_path / "mistakes.csv") == []
 
@@ -159,8 +163,8 @@ def test_hundreds_of_categories_are_drawn_too(tmp_path):
         f.probabilities = [np.eye(300, dtype=np.float32)[labels[f.pictures]]] * len(f.history)
     pictures = Pictures("", [f"{i}.jpg" for i in range(600)], labels, [f"category {i}" for i in range(300)], [], None)
     answers = all_answers(folds, [], np.eye(300)[labels], labels)
-    report = build_report(folds, answers, pictures, np.arange(600) % 2)
-    write_report(str(tmp_path), report, folds, answers, pictures)
+    report = build_report(folds, answers, pictures, np.arange(600) % 2, np.arange(600))
+    write_report(str(tmp_path), report, folds, answers, pictures, np.arange(600))
     for name in ("report", "confusion_matrix"):
         h, w, _ = read_picture(str(tmp_path / f"{name}.png")).shape
         assert max(h, w) < 8000

@@ -75,9 +75,32 @@ def test_wilson_interval_against_its_formula():
     for x, n in ((0, 7), (3, 7), (90, 100), (2247, 2527)):
         z, p = 1.959963984540054, x / n
         centre, half = p + z * z / (2 * n), z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
-        np.testing.assert_allclose(wilson(x, n), [(centre - half) / (1 + z * z / n), (centre + half) / (1 + z * z / n)],
+        right = np.arange(n) < x
+        np.testing.assert_allclose(wilson(right), [(centre - half) / (1 + z * z / n), (centre + half) / (1 + z * z / n)],
                                    atol=1e-12)
-    assert wilson(0, 0) == [0, 1]
+        np.testing.assert_allclose(wilson(right, np.arange(n)), wilson(right))
+    assert wilson(np.zeros(0, bool)) == [0, 1]
+
+
+def test_a_group_of_equal_answers_proves_what_one_of_them_does():
+    rng = np.random.default_rng(5)
+    labels, ours, theirs = rng.integers(0, 2, (3, 150))
+    once, groups = compare(labels, ours, theirs), np.repeat(np.arange(150), 7)
+    again = compare(*(np.repeat(v, 7) for v in (labels, ours, theirs)), groups)
+    for key in ("mcnemar_p", "difference", "errors_removed"):
+        np.testing.assert_allclose(again[key], once[key])
+    for key in ("difference_interval", "errors_removed_interval"):
+        np.testing.assert_allclose(again[key], once[key], atol=0.02)  # other draws
+    for right in (ours == labels, np.ones(150, bool)):
+        np.testing.assert_allclose(wilson(np.repeat(right, 7), groups), wilson(right))
+
+
+def test_intervals_cover_where_groups_go_together_in_part():
+    rng, covered, groups = np.random.default_rng(6), np.zeros(2), np.repeat(np.arange(80), 5)
+    for _ in range(400):
+        right = rng.random(400) < np.repeat(rng.beta(1, 0.25, 80), 5)  # 0.8 in all, by group more or less
+        covered += [low <= 0.8 <= high for low, high in (wilson(right, groups), wilson(right))]
+    assert 0.91 < covered[0] / 400 < 0.985 and covered[1] / 400 < 0.85
 
 
 @pytest.mark.parametrize("gained, lost", [(0, 0), (1, 0), (9, 3), (40, 61)])

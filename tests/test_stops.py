@@ -71,6 +71,8 @@ def test_stopped_by_ctrl_c_terminated_and_killed_it_ends_the_same(whole, capsys)
     process, printed = started([*args, *places(where, "stopped")], "each epoch")
     with pytest.raises(InputError, match=f"is in use by process {process.pid} on "):
         main.main([*args[1:], *places(where, "stopped")])
+    with pytest.raises(InputError, match=f"is in use by process {process.pid} on .*; that run has not stopped"):
+        main.main(["--resume", "--log_dir", str(where / "stopped" / "logs"), "--save_dir", str(where / "elsewhere")])
     process.send_signal(signal.SIGINT)
     printed += process.stdout.readlines()
     assert process.wait() == 130

@@ -9,6 +9,7 @@ import math
 import os
 import pickle
 import shutil
+import sys
 import time
 
 import numpy as np
@@ -100,7 +101,14 @@ def write_whole(path, write):
             write(f)
             f.flush()
             os.fsync(f.fileno())
-        os.replace(unfinished, path)
+        for attempt in range(21):
+            try:
+                os.replace(unfinished, path)
+                break
+            except PermissionError:  # Windows: somebody reads the file just now
+                if sys.platform != "win32" or attempt == 20:
+                    raise
+                time.sleep(0.1)
     except BaseException:  # Ctrl-C too
         if os.path.exists(unfinished):
             os.remove(unfinished)  # a full disk needs the room

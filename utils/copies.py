@@ -26,6 +26,7 @@ from utils import runtime
 from utils.checkpoint import write_whole
 from utils.data_utils import prefetch
 from utils.settings import InputError
+from utils.tables import FORMULA
 
 ALIKE = 0.95     # least correlation at 8x8 pixels
 AGREE = 0.78     # least agreement of details, at the worst place; on TrashNet no other pair reaches 0.70
@@ -113,9 +114,10 @@ def look_alikes(rough, workers=runtime.CORES):
     return np.unique(np.concatenate(list(tables)), axis=0)
 
 
-def known_copies(pictures, workers=runtime.CORES):
+def known_copies(pictures, workers=runtime.CORES, near=True):
     """What find_copies finds, kept beside the cache of the pictures for the next run on the same pictures."""
-    key = hashlib.sha256(json.dumps([VERSION, ALIKE, AGREE, FLAT, NEIGHBOURS, pictures.paths]).encode()).hexdigest()
+    key = [VERSION, ALIKE, AGREE, FLAT, NEIGHBOURS, near, pictures.paths]
+    key = hashlib.sha256(json.dumps(key).encode()).hexdigest()
     path = pictures.cache + ".copies"
     try:
         with open(path, encoding="utf-8") as f:
@@ -124,7 +126,7 @@ def known_copies(pictures, workers=runtime.CORES):
             return np.array(known["pairs"], np.int64).reshape(-1, 2)
     except (OSError, ValueError, KeyError, TypeError):
         pass  # not there yet, or damaged
-    pairs = find_copies(pictures, workers)
+    pairs = find_copies(pictures, workers, near)
     try:
         write_whole(path, lambda f: f.write(json.dumps(dict(key=key, pairs=pairs.tolist())).encode()))
     except OSError:
@@ -132,16 +134,18 @@ def known_copies(pictures, workers=runtime.CORES):
     return pairs
 
 
-def find_copies(pictures, workers=runtime.CORES):
+def find_copies(pictures, workers=runtime.CORES, near=True):
     """Pairs of positions (i, j), i < j, of pictures that are copies of one another, sorted; int64 [P, 2].
 
-    Of a series of identical pictures the first stands for all. The pairs depend on neither `workers` nor the order of
+    Unless `near`, only identical ones (after decoding, as squares). Of a series of identical pictures the first stands for all. The pairs depend on neither `workers` nor the order of
     the pictures.
     """
     n = len(pictures)
 
     def look(i):
         square = np.ascontiguousarray(pictures.square(i))
+        if not near:
+            return hashlib.sha256(square).digest(), None, False
         fine = details(square)
         rough = cv2.resize(cv2.cvtColor(square, cv2.COLOR_RGB2GRAY), (8, 8), interpolation=cv2.INTER_AREA)
         return hashlib.sha256(square).digest(), rough.astype(np.float32) - rough.mean(), fine.std() >= FLAT
@@ -153,8 +157,7 @@ def find_copies(pictures, workers=runtime.CORES):
         elif detailed:
             rough[i] = picture / max(np.linalg.norm(picture), 1e-9)
 
-    candidates = look_alikes(rough, workers)
-
+    candidates = look_alikes(rough, workers) if near else ()
     detail = functools.lru_cache(1024)(lambda i: details(pictures.square(i)))  # 50 MB
 
     def same(pair):
@@ -186,6 +189,7 @@ def read_groups(path, pictures):
         raise InputError(f"--groups {path}, line {data[:e.start].count(10) + 1}: not UTF-8 text; save the file as "
                          "CSV UTF-8") from e
     number = {p: i for i, p in enumerate(pictures.paths)}
+    number |= {"'" + p: i for p, i in number.items() if p.startswith(FORMULA)}  # as folds.csv has them
     left_out = {p for p, _ in pictures.left_out}
     rows = csv.DictReader(io.StringIO(text, newline=""))
     groups, first, pairs = {}, {}, []
@@ -217,6 +221,14 @@ def group_pictures(n, pairs):
     i, j = pairs.T
     graph = coo_array((np.ones(len(i), bool), (i, j)), shape=(n, n))
     return connected_components(graph, directed=False)[1].astype(np.int64)
+
+
+def too_large(groups, labels, num_folds):
+    """(pictures, of how many of their category) of the largest share of a category that has to stay in one part, if that
+    is more than a part should get; else None."""
+    shares = [(np.bincount(groups[labels == c]).max(), (labels == c).sum()) for c in np.unique(labels)]
+    largest, total = max(shares, key=lambda s: s[0] / s[1])
+    return (int(largest), int(total)) if largest > 1 and largest > 1.2 * total / num_folds else None
 
 
 def copy_rows(pictures, groups):

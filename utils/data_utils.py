@@ -30,6 +30,7 @@ from utils.transforms import square_side, to_square
 EXTENSIONS = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".jp2", ".avif",
               ".ppm", ".pgm")
 SYSTEM_NAMES = ("thumbs.db", "desktop.ini", "icon\r", "__macosx", "@eadir", "$recycle.bin")
+NO_COPIES = "where pictures are taken for copies that are none, --copies exact"
 CACHE_VERSION = 3  # raise it when a stored square is made differently
 
 # Streams of random numbers: default_rng([seed, stream, ...]) never shares draws between them.
@@ -288,7 +289,8 @@ def stratified_parts(labels, num_folds, seed, categories=None, groups=None):
     if few:
         what = "pictures, copies and groups counted once," if grouped else "pictures"
         raise InputError(f"too few {what} for {num_folds} folds in {', '.join(few)}: every category needs one per "
-                         "fold; add pictures, or lower --num_folds")
+                         "fold; add pictures, or lower --num_folds"
+                         + (f"; {NO_COPIES}" if grouped else ""))
     parts = np.empty(len(labels), np.int64)
     splitter = (StratifiedGroupKFold if grouped else StratifiedKFold)(num_folds, shuffle=True, random_state=seed)
     for k, (_, validation) in enumerate(splitter.split(labels, labels, groups if grouped else None)):
@@ -297,7 +299,7 @@ def stratified_parts(labels, num_folds, seed, categories=None, groups=None):
                if not (labels[parts == k] == c).any()]
     if missing:
         raise InputError(f"groups too large for {num_folds} folds: a part is left without {', '.join(missing)}; add "
-                         "pictures, lower --num_folds, or split the groups of --groups")
+                         f"pictures, lower --num_folds, or split the groups of --groups; {NO_COPIES}")
     return parts
 
 

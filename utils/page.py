@@ -28,8 +28,9 @@ def write_page(folder, text, report, folds, answers, pictures):
     """Write report.html into the folder of a run, from the report, its text, and the plots that stand there."""
     best = report["out_of_fold"][report["headline"]]
     low, high = best["accuracy_interval"]
+    flattered = " Its epoch was chosen on these very pictures, which flatters." if report["headline"] == "student" else ""
     parts = [f"<h1>{best['accuracy']:.1%} right</h1><p>Run {escaped(report['run'])}: {report['out_of_fold']['pictures']} "
-             f"pictures, each judged by a student that never saw it; 95 % interval {low:.1%} to {high:.1%}.</p>"
+             f"pictures, each judged by a student that never saw it; 95 % interval {low:.1%} to {high:.1%}.{flattered}</p>"
              f"<pre>{escaped(text)}</pre>"]
     for name, title in PLOTS:
         path = os.path.join(folder, name)

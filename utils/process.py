@@ -52,13 +52,13 @@ def writable(option, folder):
         raise InputError(f"cannot write to --{option} {folder}: {e.strerror}; choose another folder") from e
 
 
-def lock(save_dir):
-    """Refuse a second run into save_dir for as long as this process lives; the system frees the lock of a killed one.
+def lock(folder, advice):
+    """Refuse a second run into a folder for as long as this process lives; the system frees the lock of a killed one.
 
-    Keep what is returned. Raises InputError that names the process.
+    Keep what is returned. Raises InputError that names the process, and gives the advice.
     """
-    held = filelock.FileLock(os.path.join(save_dir, ".lock"))
-    holder = os.path.join(save_dir, ".running.json")
+    held = filelock.FileLock(os.path.join(folder, ".lock"))
+    holder = os.path.join(folder, ".running.json")
     try:
         held.acquire(timeout=0)
     except filelock.Timeout:
@@ -67,8 +67,7 @@ def lock(save_dir):
                 who = "process {pid} on {host}, since {since}".format(**json.load(f))
         except (OSError, ValueError, KeyError):
             who = "another process"
-        raise InputError(f"{save_dir} is in use by {who}; wait for it, or choose another folder with "
-                         "--save_dir") from None
+        raise InputError(f"{folder} is in use by {who}; {advice}") from None
     about = dict(pid=os.getpid(), host=socket.gethostname(), since=time.strftime("%Y-%m-%d %H:%M:%S"))
     write_whole(holder, lambda f: f.write(json.dumps(about).encode()))
     return held

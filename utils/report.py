@@ -61,30 +61,32 @@ def all_answers(folds, controls, teacher_probabilities, labels):
     return answers
 
 
-def build_report(folds, answers, pictures, parts, networks=None):
+def build_report(folds, answers, pictures, parts, groups, networks=None):
     """All figures of a run as one JSON-able dict.
 
-    answers: all_answers of the folds; networks: {"student": ..., "teacher": ...}, what utils.cost.cost found.
+    answers: all_answers of the folds; parts, groups: int [N], of all pictures; networks: {"student": ..., "teacher": ...},
+    what utils.cost.cost found.
     """
     rows = np.concatenate([f.pictures for f in folds])
+    groups = groups[rows]
     labels, names = pictures.labels[rows], pictures.categories
     suffix = "_cross_fitted" if len(folds) > 1 else ""
     headline = answers[f"student{suffix}"]
     guess = {name: a.probabilities.argmax(1) for name, a in answers.items()}
     report = {
         "headline": f"student{suffix}",
-        "out_of_fold": {"pictures": len(rows), "of": len(parts),
-                        **{name: score(a.probabilities, labels, a.raw) for name, a in answers.items()}},
+        "out_of_fold": {"pictures": len(rows), "of": len(parts), "groups": len(np.unique(groups)),
+                        **{name: score(a.probabilities, labels, a.raw, groups) for name, a in answers.items()}},
         "agreement_with_teacher": float((guess[f"student{suffix}"] == guess["teacher"]).mean()),
-        "folds": _folds(folds, answers, labels),
-        "categories": _categories(headline.probabilities, labels, names),
+        "folds": _folds(folds, answers, labels, groups),
+        "categories": _categories(headline.probabilities, labels, names, groups),
         "confusion_matrix": confusion_matrix(labels, guess[f"student{suffix}"], labels=np.arange(len(names))).tolist(),
         "category_names": names,
         "reliability": {when: dict(zip(("pictures", "right", "sum_of_confidence"),
                                        (v.tolist() for v in reliability(p, labels))))
                         for when, p in (("raw", headline.raw), ("calibrated", headline.probabilities))},
-        "coverage": coverage(headline.probabilities, labels),
-        "needed_confidence": {str(t): needed_confidence(headline.probabilities, labels, t) for t in TARGETS},
+        "coverage": coverage(headline.probabilities, labels, groups),
+        "needed_confidence": {str(t): needed_confidence(headline.probabilities, labels, t, groups) for t in TARGETS},
         "worst_mistakes": _mistakes(headline, labels, rows, pictures)[:SHEET],
     }
     report["over_folds"] = {
@@ -96,19 +98,19 @@ def build_report(folds, answers, pictures, parts, networks=None):
                                   zero_division=0)
     report["averages"] = {name: table[name] for name in ("macro avg", "weighted avg")}
     if "control" in answers:
-        report["student_against_control"] = compare(labels, guess[f"student{suffix}"], guess[f"control{suffix}"])
+        report["student_against_control"] = compare(labels, guess[f"student{suffix}"], guess[f"control{suffix}"], groups)
     if networks:
         report["networks"] = networks
     return report
 
 
-def _folds(folds, answers, labels):
+def _folds(folds, answers, labels, groups):
     """One dict of figures per fold; those of its weights file have no prefix."""
     ends = np.cumsum([len(f.pictures) for f in folds])
     table = []
     for k, (f, end) in enumerate(zip(folds, ends)):
         mine = slice(end - len(f.pictures), end)
-        figures = {name: score(a.probabilities[mine], labels[mine]) for name, a in answers.items()}
+        figures = {name: score(a.probabilities[mine], labels[mine], groups=groups[mine]) for name, a in answers.items()}
         row = {"fold": f.index, "best_epoch": f.best_epoch, "epochs": len(f.history),
                "temperature": answers["student"].temperatures[k], **figures["student"]}
         if "student_cross_fitted" in answers:
@@ -123,17 +125,17 @@ def _folds(folds, answers, labels):
     return table
 
 
-def _categories(probabilities, labels, names):
+def _categories(probabilities, labels, names, groups):
     """Precision and recall of each category with their 95 % intervals, F1, and the area under both curves."""
     guess = probabilities.argmax(1)
     table = classification_report(labels, guess, labels=np.arange(len(names)), output_dict=True, zero_division=0)
     categories = {}
     for i, name in enumerate(names):
-        right, truth = int(((guess == i) & (labels == i)).sum()), labels == i
+        told, truth = guess == i, labels == i
         two = truth.any() and not truth.all()  # a curve needs pictures of the category, and others
         categories[name] = {
-            **table[str(i)], "precision_interval": wilson(right, (guess == i).sum()),
-            "recall_interval": wilson(right, truth.sum()),
+            **table[str(i)], "precision_interval": wilson(truth[told], groups[told]),
+            "recall_interval": wilson(told[truth], groups[truth]),
             "average_precision": float(average_precision_score(truth, probabilities[:, i])) if two else None,
             "roc_auc": float(roc_auc_score(truth, probabilities[:, i])) if two else None}
     return categories
@@ -153,7 +155,9 @@ def report_text(report):
     oof, names, folds = report["out_of_fold"], report["category_names"], report["folds"]
     best, teacher = oof[report["headline"]], oof["teacher"]
     lines = [f"Out of fold: {oof['pictures']} of {oof['of']} pictures, each judged once, by a student that never "
-             "saw it.", *(f"note: {f}" for f in report.get("failed", [])), "",
+             "saw it.", *(f"note: {f}" for f in report.get("failed", [])),
+             *([f"They are {oof['groups']} groups (copies, --groups): intervals and p count what a group proves, not its "
+                "pictures."] if oof["groups"] < oof["pictures"] else []), "",
              f"{'':34}accuracy (95 % interval)  macro F1  calibration error, raw"]
     for name in TITLES:
         if name in oof:
@@ -233,7 +237,7 @@ def _networks_text(report):
     return lines if "networks" in report else []
 
 
-def write_report(folder, report, folds, answers, pictures):
+def write_report(folder, report, folds, answers, pictures, groups):
     """Write report.txt, report.json, out_of_fold.csv, mistakes.csv and the plots; returns the text."""
     text = report_text(report)
     with open(os.path.join(folder, "report.txt"), "w", encoding="utf-8", errors="backslashreplace") as f:
@@ -243,12 +247,12 @@ def write_report(folder, report, folds, answers, pictures):
     rows, names = np.concatenate([f.pictures for f in folds]), pictures.categories
     labels = pictures.labels[rows]
     of_fold = np.repeat(np.arange(len(folds)), [len(f.pictures) for f in folds])
-    header, table = ["path", "label", "fold"], []
+    header, table = ["path", "label", "fold", "group"], []
     header += [f"{PREFIXES[name]}prediction" for name in answers]
     header += [f"{PREFIXES[name]}temperature" for name in answers]
     header += [f"{PREFIXES[name]}p_{c}" for name in answers for c in names]
     for i, row in enumerate(rows):
-        table.append([pictures.paths[row], names[labels[i]], folds[of_fold[i]].index,
+        table.append([pictures.paths[row], names[labels[i]], folds[of_fold[i]].index, groups[row],
                       *(names[a.probabilities[i].argmax()] for a in answers.values()),
                       *(f"{a.temperatures[of_fold[i]]:.9g}" for a in answers.values()),
                       *(f"{v:.9g}" for a in answers.values() for v in a.probabilities[i])])

@@ -15,7 +15,7 @@ import paddle
 
 from models.student_model import Student
 from utils import runtime
-from utils.data_utils import VIEW, epoch_order
+from utils.data_utils import NO_COPIES, VIEW, epoch_order
 from utils.pictures import read_picture
 from utils.plots import contact_sheet
 from utils.statistics import at_least
@@ -165,14 +165,16 @@ def print_pictures(pictures):
             print(f"  {path!r}: {reason}")
 
 
-def print_copies(copies, given, settings, most=20):
+def print_copies(copies, given, large, settings, most=20):
     """How many pictures stay together, and the groups whose labels differ, `most` of them.
 
-    copies: copy_rows; given: the pairs of read_groups.
+    copies: copy_rows; given: the pairs of read_groups; large: too_large of the groups.
     """
     count = len({g for g, *_ in copies})
     print(f"copies: {len(copies)} pictures in {count} groups stay together"
           + (f" ({len(np.unique(given[:, 0]))} groups from {settings.groups})" if settings.groups else ""))
+    if large:
+        print(f"note: one group has {large[0]} of the {large[1]} pictures of a category, more than a part should; {NO_COPIES}")
     conflicts = {}
     for g, path, _, conflict in copies:
         if conflict == "yes":

@@ -34,12 +34,15 @@ class Settings:
     image_size: int = setting(224, "side of the picture that the networks see, pixels", 32, 1024)
     cache_dir: str = setting("data/cache", "where decoded pictures are kept for later runs", free=True)
     cache_gb: float = setting(16.0, "largest size of cache_dir, all data sets together, GB; the oldest make "
-                              "room, and pictures beyond it are decoded again in each epoch", 0, free=True)
+                              "room, and pictures beyond it are decoded again in each epoch", 0, 1e6, free=True)
     # folds
     num_folds: int = setting(5, "number of parts that the pictures are cut into", 2, 100)
     folds: tuple[int, ...] = setting((), "train these folds only, such as 0 2 (default: all)", 0)
     groups: str = setting("", "CSV file with columns path,group: pictures of one group, such as one object "
                           "photographed often, stay in one part", free=True)
+    copies: str = setting("near", "'near': pictures of which one is the other re-encoded, resized, turned or cropped a little "
+                          "stay in one part; 'exact': only identical ones do, for pictures that all look alike, such as "
+                          "those of one fixed camera", choices=("near", "exact"))
     seed: int = setting(42, "decides parts, order, views, mixup, dropout and initial weights", 0, 2**31 - 1)
     # networks
     teacher_weights: str = setting(DOWNLOAD, "ResNet50 .pdparams file; 'paddle' downloads ImageNet weights, "

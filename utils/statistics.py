@@ -4,12 +4,13 @@
     compare(labels, answers, other_answers)             # is one network better than another on the same pictures?
     cross_fitted_epochs([[0.6, 0.7], [0.7, 0.6]])       # [1, 2]: the epochs that the other folds would have kept
 
-Everywhere: probabilities float [N, C], labels and answers int [N], intervals [low, high] at 95 %.
+Everywhere: probabilities float [N, C], labels and answers int [N], intervals [low, high] at 95 %; groups int [N]: pictures
+that belong together, such as copies or one object photographed often, prove less than as many others (None: each alone).
 """
 import numpy as np
 from scipy.optimize import minimize_scalar
 from scipy.special import log_softmax, softmax
-from scipy.stats import binomtest
+from scipy.stats import binomtest, norm
 from sklearn.metrics import accuracy_score, f1_score
 
 THRESHOLDS = np.arange(1001) / 1000  # of confidence, as one would type them
@@ -24,14 +25,22 @@ def cross_fitted_epochs(accuracy_per_fold):
     """
     longest = max(map(len, accuracy_per_fold))
     table = np.array([[*a, *[a[-1]] * (longest - len(a))] for a in accuracy_per_fold])
-    return [min(len(a), int(np.delete(table, k, 0).mean(0).argmax()) + 1) for k, a in enumerate(accuracy_per_fold)]
+    return [min(len(a), int(np.delete(table, k, 0).mean(0).round(12).argmax()) + 1) for k, a in enumerate(accuracy_per_fold)]
 
 
-def wilson(successes, n):
-    """95 % interval of a share (Wilson 1927), good for small counts too."""
+def wilson(right, groups=None):
+    """95 % interval of the share of right answers, bool [N], good for few too (Wilson 1927).
+
+    With groups, as if there were only so many pictures as vary that much when each is alone (design effect, Kish 1965).
+    """
+    n, p, z = len(right), np.mean(right) if len(right) else 0, norm.ppf(0.975)
     if n == 0:
         return [0.0, 1.0]
-    return [float(v) for v in binomtest(int(successes), int(n)).proportion_ci(0.95, "wilson")]
+    if groups is not None:
+        together = np.bincount(np.unique(groups, return_inverse=True)[1], right - p)
+        n = n / max(1, (together**2).sum() / (n * p * (1 - p))) if 0 < p < 1 else len(together)
+    middle, half = p + z**2 / (2 * n), z * np.sqrt(p * (1 - p) / n + z**2 / (4 * n**2))
+    return [float(max(0, (middle - half) / (1 + z**2 / n))), float(min(1, (middle + half) / (1 + z**2 / n)))]
 
 
 def reliability(probabilities, labels, bins=15):
@@ -80,11 +89,11 @@ def calibrate(probabilities, labels):
     return temperatures, [scaled(p, t) for p, t in zip(probabilities, temperatures)]
 
 
-def score(probabilities, labels, raw=None):
+def score(probabilities, labels, raw=None, groups=None):
     """The same figures for student, teacher and control; raw: the probabilities before calibration, if it was done."""
     guess = probabilities.argmax(1)
     figures = {"pictures": len(labels), "accuracy": float(accuracy_score(labels, guess)),
-               "accuracy_interval": wilson((guess == labels).sum(), len(labels)),
+               "accuracy_interval": wilson(guess == labels, groups),
                "macro_f1": float(f1_score(labels, guess, labels=np.arange(probabilities.shape[1]), average="macro",
                                           zero_division=0)),
                "calibration_error": calibration_error(probabilities, labels)}
@@ -93,18 +102,22 @@ def score(probabilities, labels, raw=None):
     return figures
 
 
-def compare(labels, answers, other_answers, resamples=10_000, seed=0):
+def compare(labels, answers, other_answers, groups=None, resamples=10_000, seed=0):
     """Two networks on the same pictures: what the first gains over the other, and whether that could be chance.
 
-    mcnemar_p: exact and two-sided (McNemar 1947), over the pictures that one of them alone got right. Intervals:
-    percentile bootstrap over pictures. `errors_removed` is a share of the other's errors; None if it made none. All
-    of it takes the trained weights as given: another seed would move both networks.
+    mcnemar_p: exact and two-sided (McNemar 1947), over the pictures that one of them alone got right; of a group it counts
+    who got more of it right. Intervals: percentile bootstrap over groups. `errors_removed` is a share of the other's
+    errors; None if it made none. All of it takes the trained weights as given: another seed would move both networks.
     """
     right, other = answers == labels, other_answers == labels
-    n, gained, lost, neither = len(labels), *(int(v.sum()) for v in (right & ~other, ~right & other, ~right & ~other))
-    # To draw pictures again is to draw how many of them fall into each of the four outcomes.
-    counts = [gained, lost, neither, n - gained - lost - neither]
-    g, x, z, _ = np.random.default_rng(seed).multinomial(n, np.array(counts) / n, resamples).T
+    outcomes = np.stack([right & ~other, ~right & other, ~right & ~other, np.ones(len(labels), bool)], 1).astype(int)
+    n, (gained, lost, neither, _) = len(labels), map(int, outcomes.sum(0))
+    group = np.arange(n) if groups is None else np.unique(groups, return_inverse=True)[1]
+    of_group = np.stack([np.bincount(group, o) for o in outcomes.T], 1)
+    better, worse = (int((np.sign(of_group[:, 0] - of_group[:, 1]) == s).sum()) for s in (1, -1))
+    # To draw groups again is to draw how many of them there are of each kind.
+    kinds, counts = np.unique(of_group, axis=0, return_counts=True)
+    g, x, z, drawn = (np.random.default_rng(seed).multinomial(counts.sum(), counts / counts.sum(), resamples) @ kinds).T
 
     def interval(values):
         return [float(v) for v in np.nanquantile(values, [0.025, 0.975])]
@@ -113,8 +126,8 @@ def compare(labels, answers, other_answers, resamples=10_000, seed=0):
         removed = np.where(g + z > 0, (g - x) / (g + z), np.nan)
     return {"pictures": n, "accuracy": float(right.mean()), "other_accuracy": float(other.mean()),
             "errors": lost + neither, "other_errors": errors, "gained": gained, "lost": lost,
-            "mcnemar_p": float(binomtest(gained, gained + lost).pvalue) if gained + lost else 1.0,
-            "difference": (gained - lost) / n, "difference_interval": interval((g - x) / n),
+            "mcnemar_p": float(binomtest(better, better + worse).pvalue) if better + worse else 1.0,
+            "difference": (gained - lost) / n, "difference_interval": interval((g - x) / drawn),
             "errors_removed": (gained - lost) / errors if errors else None,
             "errors_removed_interval": interval(removed) if errors else None}
 
@@ -126,27 +139,30 @@ def at_least(scores, positive):
     return n, np.r_[0, np.cumsum(positive[order])][n]
 
 
-def _answered(i, n, right, total):
-    return {"min_confidence": float(THRESHOLDS[i]), "answered": float(n[i] / total), "pictures": int(n[i]),
-            "accuracy": float(right[i] / n[i]), "accuracy_interval": wilson(right[i], n[i])}
+def _answered(confidence, right, groups, level):
+    """What is answered, and how well, if so much confidence is asked for."""
+    answered = confidence >= level
+    return {"min_confidence": float(level), "answered": float(answered.mean()), "pictures": int(answered.sum()),
+            "accuracy": float(right[answered].mean()),
+            "accuracy_interval": wilson(right[answered], None if groups is None else groups[answered])}
 
 
-def coverage(probabilities, labels, points=20):
+def coverage(probabilities, labels, groups=None, points=20):
     """Accuracy against the share of pictures that are answered, at about `points` levels of confidence, rising."""
-    confidence = probabilities.max(1)
-    n, right = at_least(confidence, probabilities.argmax(1) == labels)
+    confidence, right = probabilities.max(1), probabilities.argmax(1) == labels
     levels = np.unique(np.searchsorted(THRESHOLDS, np.quantile(confidence, np.arange(points) / points), "right") - 1)
-    return [_answered(i, n, right, len(labels)) for i in levels if n[i]]
+    return [_answered(confidence, right, groups, level) for level in THRESHOLDS[levels] if (confidence >= level).any()]
 
 
-def needed_confidence(probabilities, labels, target):
+def needed_confidence(probabilities, labels, target, groups=None):
     """The lowest confidence to ask for, so that answers from there on are right in a share `target` of the cases.
 
     None if there is none. At the top few pictures are left, where one mistake or none proves little: only levels
     count that answer enough pictures for `target` to allow one mistake (20 for 0.95).
     """
-    n, right = at_least(probabilities.max(1), probabilities.argmax(1) == labels)
+    confidence, correct = probabilities.max(1), probabilities.argmax(1) == labels
+    n, right = at_least(confidence, correct)
     enough = n >= 1 / (1 - target) - 1e-6
     short = np.flatnonzero(enough & (right < target * n - 1e-6))
     first = short[-1] + 1 if len(short) else 0
-    return _answered(first, n, right, len(labels)) if first < len(n) and enough[first] else None
+    return _answered(confidence, correct, groups, THRESHOLDS[first]) if first < len(n) and enough[first] else None
