@@ -137,8 +137,8 @@ def known_copies(pictures, workers=runtime.CORES, near=True):
 def find_copies(pictures, workers=runtime.CORES, near=True):
     """Pairs of positions (i, j), i < j, of pictures that are copies of one another, sorted; int64 [P, 2].
 
-    Unless `near`, only identical ones (after decoding, as squares). Of a series of identical pictures the first stands for all. The pairs depend on neither `workers` nor the order of
-    the pictures.
+    Unless `near`, only identical ones (as stored squares). Of a series of identical pictures the first stands for all. The
+    pairs depend on neither `workers` nor the order of the pictures.
     """
     n = len(pictures)
 

@@ -174,7 +174,8 @@ def print_copies(copies, given, large, settings, most=20):
     print(f"copies: {len(copies)} pictures in {count} groups stay together"
           + (f" ({len(np.unique(given[:, 0]))} groups from {settings.groups})" if settings.groups else ""))
     if large:
-        print(f"note: one group has {large[0]} of the {large[1]} pictures of a category, more than a part should; {NO_COPIES}")
+        print(f"note: one group has {large[0]} of the {large[1]} pictures of a category, more than a part should; "
+              + NO_COPIES)
     conflicts = {}
     for g, path, _, conflict in copies:
         if conflict == "yes":

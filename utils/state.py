@@ -8,7 +8,7 @@ step; `start.npz` holds what never changes: parts, heads, pictures. No random st
 dropout depend on (seed, epoch, picture or step). Both are plain arrays, read without running code, and an .npz carries
 a checksum of each array: a damaged state is noticed, and the one before it is used.
 
-A state is four times the weights (with Adam's two moments, and the best so far), and two are kept.
+A state has the network twice (now, and at its best epoch) and Adam's two moments of all that learns; two are kept.
 """
 import glob
 import json
