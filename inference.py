@@ -17,6 +17,7 @@ import re
 import sys
 import time
 
+import utils  # noqa: F401  first: it sets what numpy, paddle and cv2 read when they load
 import numpy as np
 
 from models.student_model import Ensemble, Student
@@ -198,11 +199,11 @@ def main(argv=None):
     about, answer_of, explain_of = load_model(args.model_path, args.categories)
     categories = about["categories"]
     check_unsure(args.min_confidence, categories)
-    rows, sheet = [], []
+    rows, sheet, seen = [], [], 0
     bar = runtime.progress(predict(paths, answer_of, about["image_size"], args.batch_size), "predicting", len(paths),
                            "picture")
     try:
-        for path, probabilities, reason, view in bar:
+        for seen, (path, probabilities, reason, view) in enumerate(bar, 1):
             if reason:
                 left_out.append((path, reason))
                 continue
@@ -218,9 +219,11 @@ def main(argv=None):
                     f.write(explain_of(view, probabilities.argmax()))
             if args.show and len(sheet) < SHEET:
                 sheet.append((view, f"{answer} {confidence:.2f}\n{os.path.basename(path)}"))
-    finally:  # also where it is stopped halfway
+    finally:
         if args.output and rows:
             save(args.output, rows, left_out, categories)
+            if seen < len(paths):
+                print(f"stopped: {args.output} has the first {seen} of {len(paths)} pictures", file=sys.stderr)
     for path, reason in left_out:
         print(f"left out {path!r}: {reason}", file=sys.stderr)
     unsure = f", {sum(r[1] == UNSURE for r in rows)} of them with '{UNSURE}'" if args.min_confidence else ""

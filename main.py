@@ -69,7 +69,8 @@ def main(argv=None):
     found = known_copies(pictures, threads, settings.copies == "near")
     groups = group_pictures(len(pictures), np.concatenate([found, given]))
     copies = copy_rows(pictures, groups)
-    print_copies(copies, given, too_large(groups, pictures.labels, settings.num_folds), settings)
+    large = too_large(group_pictures(len(pictures), found), pictures.labels, settings.num_folds)
+    print_copies(copies, given, large, settings)
     parts = stratified_parts(pictures.labels, settings.num_folds, settings.seed, pictures.categories, groups)
     trained = sorted(settings.folds) or list(range(settings.num_folds))
     for k in trained:
@@ -83,7 +84,7 @@ def main(argv=None):
         folder, (heads, teacher) = resumed, read_start(resumed, pictures, parts, teacher_weights, threads)
     else:
         folder = new_folder(settings.log_dir, time.strftime("%Y%m%d-%H%M%S"))
-        held.append(lock(folder, ""))
+        held.append(lock(folder))
         record_run(folder, settings, pictures, parts, groups, copies)
     run = os.path.basename(os.path.abspath(folder))
     log = RunLog(folder)

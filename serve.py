@@ -12,6 +12,7 @@ does. Needs requirements-serve.txt; any laptop does.
 import argparse
 import asyncio
 import base64
+import contextlib
 import os
 import queue
 import socket
@@ -196,7 +197,8 @@ def main(argv=None):
         reach = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(args.host, f"[{args.host}]" if ":" in args.host else args.host)
         print(f"{len(paths)} file{'s' * (len(paths) > 1)}; open http://{reach}:{listening.getsockname()[1]} (Ctrl-C ends "
               "it)", flush=True)
-        uvicorn.Server(config).run([listening])
+        with contextlib.suppress(KeyboardInterrupt):  # which it raises again when all is answered
+            uvicorn.Server(config).run([listening])
 
 
 if __name__ == "__main__":

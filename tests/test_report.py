@@ -171,11 +171,11 @@ def test_hundreds_of_categories_are_drawn_too(tmp_path):
 
 
 def test_tables_are_read_as_they_were_written(tmp_path):
-    names = ["纸", "=1+1", "'", "'a", "a,b\nc", "＝2", ""]
+    names = ["纸", "=1+1", "'a", "'=", "''=", "a,b\nc", "＝2", ""]
     write_csv(tmp_path / "t.csv", ("name", "n"), [(n, i) for i, n in enumerate(names)])
     assert (tmp_path / "t.csv").read_bytes().startswith(b"\xef\xbb\xbf")  # Excel takes it for another alphabet without
     assert [r["name"] for r in read_csv(tmp_path / "t.csv")] == names
-    assert [r["name"][:2] for r in read_rows(tmp_path / "t.csv")][1::4] == ["'=", "'＝"]
+    assert [r["name"][:2] for r in read_rows(tmp_path / "t.csv")][1::5] == ["'=", "'＝"]
 
 
 def test_visualdl_shows_the_curves_of_every_category(tmp_path):

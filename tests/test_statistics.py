@@ -95,12 +95,23 @@ def test_a_group_of_equal_answers_proves_what_one_of_them_does():
         np.testing.assert_allclose(wilson(np.repeat(right, 7), groups), wilson(right))
 
 
-def test_intervals_cover_where_groups_go_together_in_part():
-    rng, covered, groups = np.random.default_rng(6), np.zeros(2), np.repeat(np.arange(80), 5)
+@pytest.mark.parametrize("count, size, accuracy", [(80, 5, 0.8), (8, 10, 0.8), (50, 10, 0.98)])
+def test_intervals_cover_where_groups_go_together_in_part(count, size, accuracy):
+    rng, covered, groups = np.random.default_rng(6), np.zeros(2), np.repeat(np.arange(count), size)
     for _ in range(400):
-        right = rng.random(400) < np.repeat(rng.beta(1, 0.25, 80), 5)  # 0.8 in all, by group more or less
-        covered += [low <= 0.8 <= high for low, high in (wilson(right, groups), wilson(right))]
-    assert 0.91 < covered[0] / 400 < 0.985 and covered[1] / 400 < 0.85
+        right = rng.random(count * size) < np.repeat(rng.beta(accuracy, 1 - accuracy, count), size)  # correlation 0.5
+        covered += [low <= accuracy <= high for low, high in (wilson(right, groups), wilson(right))]
+    assert 0.91 < covered[0] / 400 and covered[1] / 400 < 0.85
+
+
+def test_one_more_mistake_does_not_raise_an_interval():
+    right, groups = np.ones(1000, bool), np.repeat(np.arange(100), 10)
+    before = wilson(right, groups)
+    for i in np.random.default_rng(7).permutation(1000):
+        right[i] = False
+        now = wilson(right, groups)
+        assert now[0] <= before[0] + 0.002 and now[1] <= before[1] + 0.002  # how groups go together is estimated, too
+        before = now
 
 
 @pytest.mark.parametrize("gained, lost", [(0, 0), (1, 0), (9, 3), (40, 61)])

@@ -1,4 +1,4 @@
-"""Set before paddle and cv2 load what both read only once: importing anything of this package does it."""
+"""Set before numpy, paddle and cv2 load what they read only once: importing anything of this package does it."""
 import os
 import platform
 import warnings

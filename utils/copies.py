@@ -189,7 +189,7 @@ def read_groups(path, pictures):
         raise InputError(f"--groups {path}, line {data[:e.start].count(10) + 1}: not UTF-8 text; save the file as "
                          "CSV UTF-8") from e
     number = {p: i for i, p in enumerate(pictures.paths)}
-    number |= {"'" + p: i for p, i in number.items() if p.startswith(FORMULA)}  # as folds.csv has them
+    number |= {"'" + p: i for p, i in number.items() if p.lstrip("'").startswith(FORMULA)}  # as folds.csv has them
     left_out = {p for p, _ in pictures.left_out}
     rows = csv.DictReader(io.StringIO(text, newline=""))
     groups, first, pairs = {}, {}, []

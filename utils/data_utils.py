@@ -266,8 +266,10 @@ def _make_room(cache_dir, needed, limit):
             break
         total -= e.stat().st_size
         with contextlib.suppress(OSError):  # a run that has it open keeps it; Windows refuses
-            for extension in (".npy", ".json", ".copies"):
-                os.remove(e.path.removesuffix(".npy") + extension)
+            os.remove(e.path)
+            for extension in (".json", ".copies"):
+                with contextlib.suppress(FileNotFoundError):
+                    os.remove(e.path.removesuffix(".npy") + extension)
     free = shutil.disk_usage(cache_dir).free
     if needed > free - 2**20:
         raise InputError(f"the picture cache needs {needed / 1e9:.2f} GB and {cache_dir} has {free / 1e9:.2f} GB free; "

@@ -52,7 +52,7 @@ def writable(option, folder):
         raise InputError(f"cannot write to --{option} {folder}: {e.strerror}; choose another folder") from e
 
 
-def lock(folder, advice):
+def lock(folder, advice="wait for it"):
     """Refuse a second run into a folder for as long as this process lives; the system frees the lock of a killed one.
 
     Keep what is returned. Raises InputError that names the process, and gives the advice.

@@ -226,7 +226,9 @@ def _control_text(report):
                 "{:.1%} to {:.1%})".format(*c["errors_removed_interval"])),
             f"  accuracy {c['difference']:+.4f} (95 % interval {low:+.4f} to {high:+.4f}); fold by fold "
             + " ".join(f"{f['difference_to_control']:+.3f}" for f in report["folds"]),
-            f"  {c['gained']} pictures gained, {c['lost']} lost: exact McNemar p = {c['mcnemar_p']:.3g}"]
+            f"  {c['gained']} pictures gained, {c['lost']} lost"
+            + (f" (groups: {c['better']}, {c['worse']})" if (c["better"], c["worse"]) != (c["gained"], c["lost"]) else "")
+            + f": exact McNemar p = {c['mcnemar_p']:.3g}"]
 
 
 def _networks_text(report):

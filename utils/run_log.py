@@ -168,12 +168,12 @@ def print_pictures(pictures):
 def print_copies(copies, given, large, settings, most=20):
     """How many pictures stay together, and the groups whose labels differ, `most` of them.
 
-    copies: copy_rows; given: the pairs of read_groups; large: too_large of the groups.
+    copies: copy_rows; given: the pairs of read_groups; large: too_large of the copies found.
     """
     count = len({g for g, *_ in copies})
     print(f"copies: {len(copies)} pictures in {count} groups stay together"
           + (f" ({len(np.unique(given[:, 0]))} groups from {settings.groups})" if settings.groups else ""))
-    if large:
+    if large and settings.copies == "near":
         print(f"note: one group has {large[0]} of the {large[1]} pictures of a category, more than a part should; "
               + NO_COPIES)
     conflicts = {}

@@ -41,8 +41,8 @@ class Settings:
     groups: str = setting("", "CSV file with columns path,group: pictures of one group, such as one object "
                           "photographed often, stay in one part", free=True)
     copies: str = setting("near", "'near': pictures of which one is the other re-encoded, resized, turned or cropped a "
-                          "little stay in one part; 'exact': only identical ones do, for pictures that all look alike, such as "
-                          "those of one fixed camera", choices=("near", "exact"))
+                          "little stay in one part; 'exact': only identical ones do, for pictures that all look alike, "
+                          "such as those of one fixed camera", choices=("near", "exact"))
     seed: int = setting(42, "decides parts, order, views, mixup, dropout and initial weights", 0, 2**31 - 1)
     # networks
     teacher_weights: str = setting(DOWNLOAD, "ResNet50 .pdparams file; 'paddle' downloads ImageNet weights, "

@@ -31,14 +31,19 @@ def cross_fitted_epochs(accuracy_per_fold):
 def wilson(right, groups=None):
     """95 % interval of the share of right answers, bool [N], good for few too (Wilson 1927).
 
-    With groups, as if there were only so many pictures as vary that much when each is alone (design effect, Kish 1965).
+    With groups, as if there were only so many pictures as vary that much when each is alone (design effect, Kish 1965). It
+    is estimated with one group more that is all right and one that is all wrong: few groups, or few mistakes, do not show
+    by themselves how much of a group goes together.
     """
     n, p, z = len(right), np.mean(right) if len(right) else 0, norm.ppf(0.975)
     if n == 0:
         return [0.0, 1.0]
     if groups is not None:
-        together = np.bincount(np.unique(groups, return_inverse=True)[1], right - p)
-        n = n / max(1, (together**2).sum() / (n * p * (1 - p))) if 0 < p < 1 else len(together)
+        group = np.unique(groups, return_inverse=True)[1]
+        size, good = np.bincount(group), np.bincount(group, right)
+        size, good = np.r_[size, size.mean(), size.mean()], np.r_[good, size.mean(), 0]
+        share = good.sum() / size.sum()
+        n = n / max(1, ((good - share * size)**2).sum() / (size.sum() * share * (1 - share)))
     middle, half = p + z**2 / (2 * n), z * np.sqrt(p * (1 - p) / n + z**2 / (4 * n**2))
     return [float(max(0, (middle - half) / (1 + z**2 / n))), float(min(1, (middle + half) / (1 + z**2 / n)))]
 
@@ -106,7 +111,7 @@ def compare(labels, answers, other_answers, groups=None, resamples=10_000, seed=
     """Two networks on the same pictures: what the first gains over the other, and whether that could be chance.
 
     mcnemar_p: exact and two-sided (McNemar 1947), over the pictures that one of them alone got right; of a group it counts
-    who got more of it right. Intervals: percentile bootstrap over groups. `errors_removed` is a share of the other's
+    who got more of it right, in `better` and `worse` groups. Intervals: percentile bootstrap over groups. `errors_removed` is a share of the other's
     errors; None if it made none. All of it takes the trained weights as given: another seed would move both networks.
     """
     right, other = answers == labels, other_answers == labels
@@ -126,6 +131,7 @@ def compare(labels, answers, other_answers, groups=None, resamples=10_000, seed=
         removed = np.where(g + z > 0, (g - x) / (g + z), np.nan)
     return {"pictures": n, "accuracy": float(right.mean()), "other_accuracy": float(other.mean()),
             "errors": lost + neither, "other_errors": errors, "gained": gained, "lost": lost,
+            "better": better, "worse": worse,
             "mcnemar_p": float(binomtest(better, better + worse).pvalue) if better + worse else 1.0,
             "difference": (gained - lost) / n, "difference_interval": interval((g - x) / drawn),
             "errors_removed": (gained - lost) / errors if errors else None,
@@ -149,7 +155,7 @@ def _answered(confidence, right, groups, level):
 
 def coverage(probabilities, labels, groups=None, points=20):
     """Accuracy against the share of pictures that are answered, at about `points` levels of confidence, rising."""
-    confidence, right = probabilities.max(1), probabilities.argmax(1) == labels
+    confidence, right = probabilities.max(1).astype(float), probabilities.argmax(1) == labels
     levels = np.unique(np.searchsorted(THRESHOLDS, np.quantile(confidence, np.arange(points) / points), "right") - 1)
     return [_answered(confidence, right, groups, level) for level in THRESHOLDS[levels] if (confidence >= level).any()]
 
@@ -160,7 +166,7 @@ def needed_confidence(probabilities, labels, target, groups=None):
     None if there is none. At the top few pictures are left, where one mistake or none proves little: only levels
     count that answer enough pictures for `target` to allow one mistake (20 for 0.95).
     """
-    confidence, correct = probabilities.max(1), probabilities.argmax(1) == labels
+    confidence, correct = probabilities.max(1).astype(float), probabilities.argmax(1) == labels
     n, right = at_least(confidence, correct)
     enough = n >= 1 / (1 - target) - 1e-6
     short = np.flatnonzero(enough & (right < target * n - 1e-6))

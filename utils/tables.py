@@ -15,7 +15,7 @@ def write_csv(path, header, rows, mode="w"):
     A text that a spreadsheet would run as a formula gets an apostrophe in front.
     """
     def cell(value):
-        return "'" + value if isinstance(value, str) and value.startswith(FORMULA) else value
+        return "'" + value if isinstance(value, str) and value.lstrip("'").startswith(FORMULA) else value
     with open(path, mode, newline="", encoding="utf-8-sig", errors="backslashreplace") as f:
         csv.writer(f).writerows([cell(v) for v in row] for row in (header, *rows))
 
@@ -23,6 +23,6 @@ def write_csv(path, header, rows, mode="w"):
 def read_csv(path):
     """The rows of a table of write_csv, as dicts; a text that got an apostrophe is without it again."""
     def text(value):
-        return value[1:] if value and value[0] == "'" and value[1:].startswith(FORMULA) else value
+        return value[1:] if value.startswith("'") and value.lstrip("'").startswith(FORMULA) else value
     with open(path, newline="", encoding="utf-8-sig") as f:
         return [{k: text(v) for k, v in row.items()} for row in csv.DictReader(f)]
