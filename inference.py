@@ -17,11 +17,10 @@ import re
 import sys
 import time
 
-import utils  # noqa: F401  first: it sets what numpy, paddle and cv2 read when they load
+from utils import runtime  # first: it sets what numpy, paddle and cv2 read when they load
 import numpy as np
 
 from models.student_model import Ensemble, Student
-from utils import runtime
 from utils.checkpoint import EXPORTS, load_into, read_about, read_arrays
 from utils.data_utils import prefetch, walk
 from utils.explain import explain

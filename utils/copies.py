@@ -26,7 +26,7 @@ from utils import runtime
 from utils.checkpoint import write_whole
 from utils.data_utils import prefetch
 from utils.settings import InputError
-from utils.tables import FORMULA
+from utils.tables import guarded
 
 ALIKE = 0.95     # least correlation at 8x8 pixels
 AGREE = 0.78     # least agreement of details, at the worst place; on TrashNet no other pair reaches 0.70
@@ -189,7 +189,7 @@ def read_groups(path, pictures):
         raise InputError(f"--groups {path}, line {data[:e.start].count(10) + 1}: not UTF-8 text; save the file as "
                          "CSV UTF-8") from e
     number = {p: i for i, p in enumerate(pictures.paths)}
-    number |= {"'" + p: i for p, i in number.items() if p.lstrip("'").startswith(FORMULA)}  # as folds.csv has them
+    number |= {guarded(p): i for p, i in number.items()}  # as folds.csv has them
     left_out = {p for p, _ in pictures.left_out}
     rows = csv.DictReader(io.StringIO(text, newline=""))
     groups, first, pairs = {}, {}, []

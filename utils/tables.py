@@ -9,13 +9,15 @@ def printable(name):
     return name if name.isprintable() else repr(name)[1:-1]
 
 
-def write_csv(path, header, rows, mode="w"):
-    """Write a table as UTF-8 with the mark by which Excel knows it.
+def guarded(text):
+    """A text that a spreadsheet would run as a formula gets an apostrophe in front."""
+    return "'" + text if text.lstrip("'").startswith(FORMULA) else text
 
-    A text that a spreadsheet would run as a formula gets an apostrophe in front.
-    """
+
+def write_csv(path, header, rows, mode="w"):
+    """Write a table as UTF-8 with the mark by which Excel knows it; texts are guarded."""
     def cell(value):
-        return "'" + value if isinstance(value, str) and value.lstrip("'").startswith(FORMULA) else value
+        return guarded(value) if isinstance(value, str) else value
     with open(path, mode, newline="", encoding="utf-8-sig", errors="backslashreplace") as f:
         csv.writer(f).writerows([cell(v) for v in row] for row in (header, *rows))
 
@@ -23,6 +25,6 @@ def write_csv(path, header, rows, mode="w"):
 def read_csv(path):
     """The rows of a table of write_csv, as dicts; a text that got an apostrophe is without it again."""
     def text(value):
-        return value[1:] if value.startswith("'") and value.lstrip("'").startswith(FORMULA) else value
+        return value[1:] if value.startswith("'") and guarded(value) != value else value
     with open(path, newline="", encoding="utf-8-sig") as f:
         return [{k: text(v) for k, v in row.items()} for row in csv.DictReader(f)]
