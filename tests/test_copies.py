@@ -1,5 +1,6 @@
 """Copies are found and nothing else is; groups stay in one part, and the parts stay balanced."""
 import os
+import re
 
 import cv2
 import numpy as np
@@ -120,11 +121,15 @@ def test_identical_pictures_alone_are_grouped_if_asked_for(planted):
     assert len(known_copies(planted, near=False)) == 3 < len(known_copies(planted)) > len(known_copies(planted, near=False))
 
 
-def test_a_group_that_is_more_than_a_part_is_noticed():
+def test_a_group_that_is_more_than_a_part_is_noticed(capsys):
     labels, groups = np.repeat([0, 1], [50, 20]), np.arange(70)
     assert too_large(groups, labels, 5) is None and too_large(np.arange(10), np.repeat([0, 1], 5), 5) is None
     groups[50:58] = 50
     assert too_large(groups, labels, 5) == (8, 20) and too_large(groups, labels, 2) is None
+    for mode, note in (("near", "8 of the 20 pictures of a category, more than a part should; .*--copies exact"), ("exact", None)):
+        print_copies([], np.empty((0, 2), int), (8, 20), Settings(copies=mode))
+        printed = capsys.readouterr().out
+        assert re.search(note, printed) if note else "note" not in printed
 
 
 def test_given_groups_join_found_ones(tmp_path, planted):

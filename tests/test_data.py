@@ -29,6 +29,9 @@ def test_cache_follows_the_files_and_its_limit(folder, tmp_path, picture):
     after = load_pictures(folder, 32, cache_dir=cache).square(number)
     assert not np.array_equal(before, after)
     np.testing.assert_array_equal(first.square(number), before)  # a running run keeps its pictures
+    for old in os.listdir(cache):
+        if old.endswith(".npy"):  # what utils/copies.py keeps beside it
+            open(os.path.join(cache, old[:-len(".npy")] + ".copies"), "w").close()
     mine = os.path.join(cache, "mine.npy")
     open(mine, "w").close()
     small = load_pictures(folder, 32, cache_dir=cache, cache_gb=36 * 36 * 3 * 5.5e-9)
@@ -36,6 +39,7 @@ def test_cache_follows_the_files_and_its_limit(folder, tmp_path, picture):
     os.remove(mine)
     assert sum(os.path.getsize(os.path.join(cache, f)) < 36 * 36 * 3 * 6 for f in os.listdir(cache)
                if f.endswith(".npy")) == 1
+    assert len({f.split(".")[0] for f in os.listdir(cache) if not f.startswith(".")}) == 1  # the others went whole
     whole = load_pictures(folder, 32, cache_dir=cache)
     for i in range(len(whole)):
         np.testing.assert_array_equal(small.square(i), whole.square(i))

@@ -6,7 +6,9 @@ import html
 import json
 import os
 import re
+import signal
 import subprocess
+import sys
 
 import numpy as np
 import paddle
@@ -18,10 +20,12 @@ import inference
 import main
 from models.student_model import Student
 from utils.checkpoint import arrays_of, save_weights
+from utils.data_utils import Pictures
 from utils.page import escaped, image
 from utils.pictures import read_picture
-from utils.settings import InputError, table
+from utils.settings import InputError, Settings, table
 from utils.state import ended
+from utils.tables import read_csv
 
 
 def test_sample_run_leaves_everything_behind(sample):
@@ -46,6 +50,8 @@ def test_sample_run_leaves_everything_behind(sample):
     assert "copies: 0 pictures in 0 groups stay together" in printed and "different labels" not in printed
     report = json.loads((folder / "report.json").read_text("utf-8"))
     assert report["category_names"] == ["Harmful", "Kitchen", "Other", "Recyclable"]
+    known = json.loads((folder / "settings.json").read_text("utf-8"))
+    assert known["categories"] == report["category_names"]  # a folder that comes later does not keep a run from going on
     assert report["out_of_fold"]["teacher"]["accuracy"] > 0.4  # guessing gives 0.25
     with open(folder / "scalars.csv", encoding="utf-8") as f:
         assert len(list(csv.DictReader(f))) == 9
@@ -83,7 +89,7 @@ def test_the_page_of_a_run_holds_all_of_it_and_needs_nothing_else(sample):
     with open(os.path.join(run, "report.html"), encoding="utf-8") as f, open(os.path.join(run, "report.txt"),
                                                                            encoding="utf-8") as g:
         page, text = f.read(), g.read()
-    assert html.escape(text) in page and "num_folds<td>3" in page
+    assert html.escape(text) in page and "num_folds<td>3" in page and "which flatters" not in page
     sources = re.findall(r"""(?:src|href|url)\s*[=(]\s*["']?([^"'\s>]{20})""", page)
     assert len(sources) > 4 + 8 and all(s.startswith("data:image/") for s in sources) and "http" not in page
     with open(os.path.join(run, "out_of_fold.csv"), encoding="utf-8-sig") as f:
@@ -281,6 +287,38 @@ def test_wrong_use_of_main(tmp_path, monkeypatch, capsys, args, message):
     assert not os.listdir(tmp_path)  # found before anything was written
 
 
+def test_a_teacher_that_knows_nothing_ends_the_run_if_a_student_listens_to_it(capsys):
+    labels, parts = np.arange(40) % 2, np.arange(40) // 2 % 5
+    pictures = Pictures("", [""] * 40, labels, ["a", "b"], [], None)
+    knows_nothing = np.tile([0.6, 0.4], (40, 1))
+    for listens in (dict(), dict(feature_weight=0.0, alpha=0.9)):
+        with pytest.raises(InputError, match="the teacher knows nothing .* accuracy 0.500, .*--alpha 1 --feature_weight 0"):
+            main.check_teacher(knows_nothing, pictures, parts, [0, 1], Settings(**listens))
+    main.check_teacher(np.eye(2)[labels], pictures, parts, [0, 1], Settings())
+    main.check_teacher(knows_nothing, pictures, parts, [0, 1], Settings(feature_weight=0.0))
+    printed = capsys.readouterr().out.splitlines()
+    assert printed[-1].startswith("note: the teacher knows nothing") and sum("note" in line for line in printed) == 1
+
+
+@pytest.mark.skipif(os.name == "nt", reason="signals of Unix")
+def test_inference_that_is_stopped_saves_what_it_has_and_says_so(sample, tmp_path):
+    where, _ = sample
+    (tmp_path / "many").mkdir()
+    for i in range(3000):
+        os.link(where / "sample" / "Other" / "000.png", tmp_path / "many" / f"{i:04}.png")
+    process = subprocess.Popen(
+        [sys.executable, "inference.py", "--model_path", str(where / "saved" / "best_model_fold0.pdparams"), "--image_path",
+         str(tmp_path / "many"), "--output", str(tmp_path / "answers.csv")], cwd=ROOT, encoding="utf-8",
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    process.stdout.readline()  # the first answer is there
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=60)
+    rows = read_csv(tmp_path / "answers.csv")
+    assert process.returncode == 130 and 0 < len(rows) < 3000
+    assert f"stopped: {tmp_path / 'answers.csv'} has the first {len(rows)} of 3000 pictures\n" in said
+    assert [r["path"] for r in rows] == [str(tmp_path / "many" / f"{i:04}.png") for i in range(len(rows))]
+
+
 def test_folders_without_a_usable_picture(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     for name in ("cans", "glass"):
@@ -302,6 +340,7 @@ def test_main_keeps_an_earlier_run_and_says_so(sample):
     assert f"copies: 2 pictures in 1 groups stay together (1 groups from {where / 'groups.csv'})" in done.stdout
     assert "different labels:\n  Kitchen/000.png, Other/000.png\n" in done.stdout
     (run,) = set(os.listdir(where / "logs")) - {earlier}
+    assert "which flatters" in (where / "logs" / run / "report.html").read_text("utf-8")  # of one fold nothing is cross-fitted
     with open(where / "logs" / run / "folds.csv", encoding="utf-8-sig") as f:
         kept = [(r["group"], r["part"]) for r in csv.DictReader(f) if r["path"] in ("Kitchen/000.png", "Other/000.png")]
     assert len(kept) == 2 and len(set(kept)) == 1
