@@ -1,7 +1,7 @@
 """How many pictures per second serve.py answers, and how long one waits, at rising concurrency.
 
     python benchmarks/load.py --model_path models_saved/best_model_fold0.pdparams --image_path data/sample      # to try it
-    python benchmarks/load.py --model_path FILE --image_path trashnet --seconds 20     # figures: README
+    python benchmarks/load.py --model_path FILE --image_path trashnet --seconds 10     # figures: docs/measurements.md
 
 Starts the service. Each of so many clients, on the same machine, asks for one picture after another. Needs
 requirements-dev.txt.
