@@ -31,7 +31,8 @@ from utils.process import Stopped, lock, stops, writable
 from utils.report import all_answers, build_report, write_report
 from utils.run_log import RunLog, print_copies, print_epoch, print_pictures, record_run
 from utils.settings import RANDOM, InputError, parse
-from utils.state import Checkpointer, end, ended, fingerprint, gathered, hand_out, keep_start, read_start
+from utils.state import (Checkpointer, checksums, end, ended, hand_out, help_save, keep_start, names_digest, read_start,
+                         same_share)
 from utils.train_utils import build_fold, control_settings, pictures_per_part, train
 from utils.transforms import MEAN, STD, square_side
 
@@ -46,7 +47,7 @@ def main(argv=None):
         end(resumed)
         return print(f"{resumed} is finished; its report: {os.path.join(resumed, 'report.txt')}")
     device = runtime.choose_device(settings.device)
-    threads = settings.threads or team.cores()
+    threads, all_threads = settings.threads or team.cores(), settings.threads or runtime.CORES
     print(f"device {device}, {threads} threads; " + ", ".join(f"{k} {v}" for k, v in runtime.versions().items())
           + (f"; {team.size} processes" if team.size > 1 else ""))
     if sample and make_sample(settings.data_dir):
@@ -60,13 +61,14 @@ def main(argv=None):
     held.append(lock(settings.save_dir, "wait for it, or choose another folder with --save_dir"))
 
     # Pictures, and the parts that they are cut into
+    # (all threads: the other processes, if there are any, wait)
     pictures = load_pictures(settings.data_dir, settings.image_size, settings.categories, settings.cache_dir,
-                             settings.cache_gb, threads)
+                             settings.cache_gb, all_threads)
     print_pictures(pictures)
     if not len(pictures):
         raise InputError(f"no usable picture in {settings.data_dir}: see what was left out, and why")
     given = read_groups(settings.groups, pictures)
-    found = known_copies(pictures, threads, settings.copies == "near")
+    found = known_copies(pictures, all_threads, settings.copies == "near")
     groups = group_pictures(len(pictures), np.concatenate([found, given]))
     copies = copy_rows(pictures, groups)
     large = too_large(group_pictures(len(pictures), found), pictures.labels, settings.num_folds)
@@ -80,8 +82,9 @@ def main(argv=None):
           + ("; mixup needs two of a part and stays off: raise --batch_size" if b == 1 and settings.mixup_alpha else ""))
 
     # Where this run writes
+    sums = checksums(pictures, all_threads)
     if resumed:
-        folder, (heads, teacher) = resumed, read_start(resumed, pictures, parts, teacher_weights, threads)
+        folder, (heads, teacher) = resumed, read_start(resumed, pictures, sums, parts, teacher_weights, threads)
     else:
         folder = new_folder(settings.log_dir, time.strftime("%Y%m%d-%H%M%S"))
         held.append(lock(folder))
@@ -99,13 +102,12 @@ def main(argv=None):
     if RANDOM in (settings.teacher_weights, settings.student_weights):
         print("note: networks from random initialisation, good for trying the program, not for good figures")
 
-    team.broadcast((settings, resumed, teacher_weights, student_weights, parts, trained,
-                    fingerprint(pictures, threads) if team.size > 1 else None))
+    team.broadcast((settings, resumed, teacher_weights, student_weights, parts, trained, names_digest(pictures), sums))
     check_alike(settings, True)
     trunk = load_trunk(*teacher_weights, settings, threads)
     if not resumed:
         features = extract_features(trunk, pictures, settings, threads)
-        heads = fit_heads(features, pictures.labels, parts, trained, settings, threads)
+        heads = fit_heads(features, pictures.labels, parts, trained, settings, all_threads)
         teacher = teacher_predictions(features[0], heads, parts)
         del features
     check_teacher(teacher, pictures, parts, trained, settings)
@@ -129,7 +131,7 @@ def main(argv=None):
                 save_best(f)
         print(f"goes on in epoch {start[0] + 1}, after {start[1]} steps of it")
     else:
-        keep_start(folder, pictures, parts, heads, teacher, teacher_weights, threads)
+        keep_start(folder, pictures, sums, parts, heads, teacher, teacher_weights, threads)
         checkpointer.save(*start)
 
     def on_epoch(epoch, active, seconds):
@@ -187,12 +189,12 @@ def build_students(heads, pictures, parts, weights, settings):
 
 def follow():
     """What the other processes of a team do: the same computations on their share; see utils/parallel.py."""
-    settings, resumed, teacher_weights, student_weights, parts, trained, known = team.broadcast()
+    settings, resumed, teacher_weights, student_weights, parts, trained, names, sums = team.broadcast()
     runtime.choose_device(settings.device)
     threads = settings.threads or team.cores()
     pictures = load_pictures(settings.data_dir, settings.image_size, settings.categories,
                              settings.cache_dir, settings.cache_gb, threads)
-    check_alike(settings, fingerprint(pictures, threads) == known)
+    check_alike(settings, names_digest(pictures) == names and same_share(pictures, sums, threads))
     trunk = load_trunk(*teacher_weights, settings, threads)
     if not resumed:
         extract_features(trunk, pictures, settings, threads)
@@ -200,16 +202,17 @@ def follow():
     if resumed:
         hand_out(folds)
     else:
-        gathered(folds)
+        help_save(folds)
 
     def keep_up(*_):
         if team.any(False):
-            gathered(folds)
+            help_save(folds)
     train(folds, pictures, parts, trunk, settings, threads, keep_up, keep_up, team.broadcast())
 
 
 def check_alike(settings, alike):
     """Raise InputError in all processes if one of them finds other pictures than the first does."""
+    team.barrier()  # until the last of them has decoded and compared its own
     if team.any(not alike):
         raise InputError(f"the processes do not all find the same pictures in {settings.data_dir}: its copies on the "
                          "machines differ, or one of them changed just now")

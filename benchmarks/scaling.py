@@ -31,7 +31,7 @@ from utils.settings import Settings  # noqa: E402
 from utils.train_utils import build_fold, pictures_per_part, train  # noqa: E402
 from utils.transforms import square_side  # noqa: E402
 
-CATEGORIES, STEPS, WARM = 6, 10, 3
+CATEGORIES, STEPS, WARM = 6, 16, 4
 both = "{0[0]:.1f} ({0[1]:.1f})".format
 
 
@@ -58,14 +58,15 @@ def step_time(pictures, parts, trunk, settings):
                 np.ones(2048, "f"))
     folds = [build_fold(k, pictures.labels, parts, head, settings) for k in range(settings.num_folds)]
 
-    def on_step(*_):
-        times.append(clocks())
-        if len(times) > STEPS:
+    def on_step(_, step):  # every step, or every few
+        times.append([step, *clocks()])
+        if step >= STEPS:
             raise StopAsyncIteration  # nothing in the program raises it
     try:
         train(folds, pictures, parts, trunk, settings, runtime.CORES, on_step=on_step)
     except StopAsyncIteration:
-        return 1000 * np.median(np.diff(times, axis=0)[WARM:], 0) / (pictures_per_part(settings) * len(folds))
+        steps, *both_clocks = np.diff([t for t in times if t[0] >= WARM], axis=0).T
+        return 1000 * np.median(both_clocks / steps, 1) / (pictures_per_part(settings) * len(folds))
 
 
 def start(folder, cache, second):

@@ -57,7 +57,8 @@ def load_trunk(source, arrays, settings, threads):
 def extract_features(trunk, pictures, settings, threads):
     """Features of V views of every picture: float32 [V, N, D]. View 0 is the plain one, the others are augmented.
 
-    `trunk` is a compiled trunk (runtime.frozen). Beyond MANY pictures only the plain view is taken.
+    `trunk` is a compiled trunk (runtime.frozen). Beyond MANY pictures only the plain view is taken. None in other
+    processes than the first.
     """
     augmented, size = min(settings.head_views, MANY // len(pictures)), 16 * team.size
     jobs = [(v, np.arange(i, min(i + size, len(pictures))))
@@ -75,6 +76,8 @@ def extract_features(trunk, pictures, settings, threads):
     out = None
     for (v, rows), x in zip(jobs, runtime.progress(prefetch(make, jobs, threads), "teacher's features", len(jobs))):
         f = team.all_gather(trunk(x), len(rows)).numpy()
+        if team.rank:  # the first process alone fits the heads
+            continue
         if out is None:
             out = np.empty((augmented + 1, len(pictures), f.shape[1]), np.float32)
         out[v, rows] = f

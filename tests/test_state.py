@@ -12,7 +12,7 @@ from models.teacher_model import fit_heads
 from utils import runtime
 from utils.data_utils import load_pictures, stratified_parts
 from utils.settings import InputError, parse
-from utils.state import Checkpointer, end, ended, keep_start, read_start
+from utils.state import Checkpointer, checksums, end, ended, keep_start, read_start
 from utils.train_utils import build_fold, control_settings, train
 
 
@@ -49,7 +49,8 @@ def run(settings, folder, cuts=(), resumed=False, fail=None):
         if cuts and (epoch, step) == cuts[-1]:
             raise Cut
     try:
-        train(folds, pictures, parts, trunk, settings, 2, lambda epoch, *_: checkpointer.after_epoch(epoch), on_step, start)
+        threads = len(folds)  # one each: every step is a point to stop at
+        train(folds, pictures, parts, trunk, settings, threads, lambda epoch, *_: checkpointer.after_epoch(epoch), on_step, start)
     except Cut:
         return None
     return folds
@@ -125,30 +126,30 @@ def test_a_state_runs_no_code(tmp_path):
     with pytest.raises(InputError, match="no state .* is whole"):
         Checkpointer(str(tmp_path), [], 0).restore()
     with pytest.raises(InputError, match="start.npz is damaged.*pickle"):
-        read_start(str(tmp_path), None, None, None, 1)
+        read_start(str(tmp_path), None, None, None, None, 1)
     assert not (tmp_path / "owned").exists()
 
 
 def test_pictures_parts_and_weights_must_be_as_they_were(settings, folder, tmp_path, capsys):
     def load():
         pictures = load_pictures(folder, 32, cache_dir=settings.cache_dir)
-        return pictures, stratified_parts(pictures.labels, 3, 1)
+        return pictures, checksums(pictures, 2), stratified_parts(pictures.labels, 3, 1)
     where, weights = str(tmp_path), ("w.pdparams", {"a": np.arange(5.0)})
-    pictures, parts = load()
+    pictures, sums, parts = load()
     features = np.random.default_rng(0).normal(size=(1, len(pictures), 5)).astype("float32")
     heads = fit_heads(features, pictures.labels, parts, [0, 2], settings)
-    keep_start(where, pictures, parts, heads, np.eye(27, 3), weights, 2)
-    again, teacher = read_start(where, pictures, parts, weights, 2)
+    keep_start(where, pictures, sums, parts, heads, np.eye(27, 3), weights, 2)
+    again, teacher = read_start(where, pictures, sums, parts, weights, 2)
     assert list(again) == [0, 2] and capsys.readouterr().out == ""
     for a, b in zip(heads[2], again[2]):
         np.testing.assert_array_equal(a, b)
     np.testing.assert_array_equal(teacher, np.eye(27, 3))
-    read_start(where, pictures, parts, weights, 4)
+    read_start(where, pictures, sums, parts, weights, 4)
     assert "this run began with threads 2, now it is 4" in capsys.readouterr().out
     with pytest.raises(InputError, match="w.pdparams holds other weights"):
-        read_start(where, pictures, parts, ("w.pdparams", {"a": np.arange(5.0) + 1e-9}), 2)
+        read_start(where, pictures, sums, parts, ("w.pdparams", {"a": np.arange(5.0) + 1e-9}), 2)
     with pytest.raises(InputError, match="other parts"):
-        read_start(where, pictures, np.roll(parts, 1), weights, 2)
+        read_start(where, pictures, sums, np.roll(parts, 1), weights, 2)
     path = os.path.join(folder, "glass", "3.png")
     with open(path, "rb") as f:
         content = f.read()

@@ -36,7 +36,8 @@ def reported():
 
 class Team:
     """The processes of this run; without paddle.distributed.launch there is one, and nothing is sent."""
-    rank, size, here = 0, 1, 1  # here: how many of them share this machine
+    rank, size = 0, 1
+    place, here = 0, 1  # the same among those that share this machine
 
     def join(self):
         """Find the others, if paddle.distributed.launch started this process."""
@@ -46,20 +47,22 @@ class Team:
             self.store, self.barriers = paddle.base.core.create_or_get_global_tcp_store(), 0
             self.rank, self.size = dist.get_rank(), dist.get_world_size()
             hosts = [e.split(":")[0] for e in os.environ["PADDLE_TRAINER_ENDPOINTS"].split(",")]
-            self.here = hosts.count(os.environ["PADDLE_CURRENT_ENDPOINT"].split(":")[0])
+            self.place, self.here = (h.count(hosts[self.rank]) for h in (hosts[:self.rank], hosts))
 
     def cores(self):
         """Processor cores for this process: those of the machine are shared out."""
         return max(1, runtime.CORES // self.here)
 
     def barrier(self):
-        """Wait for all, up to an hour: the first process may decode pictures while the others wait."""
-        self.barriers, end = self.barriers + 1, time.monotonic() + 3600
+        """Wait for all, up to a day: one may decode pictures, or compare millions of them, while the others wait."""
+        if self.size == 1:
+            return
+        self.barriers, end = self.barriers + 1, time.monotonic() + 86400
         with reported():
             self.store.add(f"barrier{self.barriers}", 1)
             while self.store.add(f"barrier{self.barriers}", 0) < self.size:
                 if time.monotonic() > end:
-                    raise OSError("silent for an hour")
+                    raise OSError("silent for a day")
                 time.sleep(0.005)
 
     def rows(self, n):

@@ -78,6 +78,7 @@ class Checkpointer:
             arrays = {f"{name}.{key}": a for name, own in gathered(self.folds).items() for key, a in own.items()}
             _write(path, dict(scores={f.name: {key: getattr(f, key) for key in SCORES} for f in self.folds}), arrays)
             self.whole = path
+            team.barrier()
         self.saved, stops.advice = time.monotonic(), f"to go on: {resume_command(self.folder)}"
         if stops.asked:
             raise Stopped(stops.asked)
@@ -139,6 +140,12 @@ def gathered(folds):
     return {f.name: team.broadcast(_arrays(f) if team.owns(f) else None, team.owner(f)) for f in folds}
 
 
+def help_save(folds):
+    """What the other processes do while the first one saves: give it their folds, and wait until they are written."""
+    gathered(folds)
+    team.barrier()
+
+
 def hand_out(folds):
     """The folds of the first process, which a resumed run has read, to the others."""
     for f in folds:
@@ -155,16 +162,16 @@ def _moments(optimizer):
     return {k.rsplit("_", 1)[0]: v for k, v in optimizer.state_dict().items() if isinstance(v, paddle.Tensor)}
 
 
-def keep_start(folder, pictures, parts, heads, teacher, teacher_weights, threads):
+def keep_start(folder, pictures, sums, parts, heads, teacher, teacher_weights, threads):
     """Write start.npz: what a resumed run must find unchanged (pictures, parts, weights), or need not compute again."""
     about = dict(paths=pictures.paths, categories=pictures.categories, trunk=digest(teacher_weights[1]),
                  machine=_machine(threads))
     arrays = {f"head{k}.{name}": a for k, head in heads.items() for name, a in head._asdict().items()}
     _write(os.path.join(folder, "start.npz"), about, dict(
-        labels=pictures.labels, checksums=checksums(pictures, threads), parts=parts, teacher=teacher, **arrays))
+        labels=pictures.labels, checksums=sums, parts=parts, teacher=teacher, **arrays))
 
 
-def read_start(folder, pictures, parts, teacher_weights, threads):
+def read_start(folder, pictures, sums, parts, teacher_weights, threads):
     """(heads, teacher's probabilities) of a run. Raises InputError if pictures, parts or weights are not as they were."""
     about, arrays = _read(os.path.join(folder, "start.npz"))
     for key, value in _machine(threads).items():
@@ -172,7 +179,7 @@ def read_start(folder, pictures, parts, teacher_weights, threads):
             print(f"note: this run began with {key} {about['machine'][key]}, now it is {value}: the last bits of the "
                   "result may differ")
     before = dict(zip(about["paths"], zip(arrays["labels"].tolist(), arrays["checksums"].tolist())))
-    now = dict(zip(pictures.paths, zip(pictures.labels.tolist(), checksums(pictures, threads).tolist())))
+    now = dict(zip(pictures.paths, zip(pictures.labels.tolist(), sums.tolist())))
     for what, names in (("gone", before.keys() - now), ("new", now.keys() - before),
                         ("changed", [p for p in now if now[p] != before.get(p, now[p])])):
         if names:
@@ -191,15 +198,22 @@ def _machine(threads):
     return {**runtime.versions(), "processor": runtime.processor(), "device": paddle.get_device(), "threads": threads}
 
 
-def checksums(pictures, threads):
-    """CRC-32 of every stored square, int64 [N]."""
-    sums = prefetch(lambda i: zlib.crc32(np.ascontiguousarray(pictures.square(i))), range(len(pictures)), threads)
-    return np.fromiter(runtime.progress(sums, "checksums", len(pictures), "picture"), np.int64, len(pictures))
+def checksums(pictures, threads, rows=None):
+    """CRC-32 of every stored square, or of those of `rows`: int64 [N]."""
+    rows = range(len(pictures)) if rows is None else rows
+    sums = prefetch(lambda i: zlib.crc32(np.ascontiguousarray(pictures.square(i))), rows, threads)
+    return np.fromiter(runtime.progress(sums, "checksums", len(rows), "picture"), np.int64, len(rows))
 
 
-def fingerprint(pictures, threads):
-    """A number that changes with any picture, its path or its category."""
-    return digest(dict(checksums=checksums(pictures, threads), labels=pictures.labels,
+def same_share(pictures, sums, threads):
+    """Whether the pictures have these checksums; the processes of a machine share them out, for all read its one copy."""
+    rows = range(team.place, len(pictures), team.here)
+    return np.array_equal(checksums(pictures, threads, rows), sums[rows])
+
+
+def names_digest(pictures):
+    """A number that changes with any path or category."""
+    return digest(dict(labels=pictures.labels,
                        paths=np.frombuffer("\0".join(pictures.paths).encode(errors="surrogateescape"), np.uint8)))
 
 

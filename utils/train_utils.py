@@ -5,6 +5,8 @@ The frozen networks see every picture once for all folds; each fold then takes a
 """
 import dataclasses
 import functools
+import itertools
+import math
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -114,6 +116,13 @@ def fold_pool(threads):
     return ThreadPoolExecutor(threads if paddle.get_device() == "cpu" else 1)
 
 
+def steps_together(threads, folds):
+    """Steps whose tails are computed in one go, so that no thread idles at the end of each: five folds in two threads take
+    five rounds for two steps, and three for one."""
+    threads = min(threads, folds)
+    return threads // math.gcd(threads, folds) if team.size == 1 and paddle.get_device() == "cpu" else 1
+
+
 def evaluate(folds, prefix, pictures, settings, threads, on_batch=None):
     """Class probabilities of every fold's student on its own part: list of float32 [N_k, C], rows as fold.pictures.
 
@@ -177,8 +186,8 @@ def train(folds, pictures, parts, trunk, settings, threads, on_epoch=None, on_st
     folds: students of any folds, and their controls, all on the same pictures; trunk: compiled teacher trunk, x ->
     features [B, D]. `settings` decide the stream of pictures, fold.settings what the fold makes of it. After each
     epoch, on_epoch(epoch, active, seconds) is called with the folds that trained; those whose `best_epoch` is this
-    epoch have reached a new peak. on_step(epoch, step) is called when `step` steps of an epoch (from 0) are done, and
-    may raise to end the training there; start: such a point, at which the folds are.
+    epoch have reached a new peak. on_step(epoch, step) is called when `step` steps of an epoch (from 0) are done, every few
+    steps, and may raise to end the training there; start: such a point, at which the folds are.
     """
     s, labels = settings, pictures.labels
     num_parts, per_part = s.num_folds, pictures_per_part(s)
@@ -218,27 +227,37 @@ def train(folds, pictures, parts, trunk, settings, threads, on_epoch=None, on_st
             mine, other = x[place[:len(rows)]], x[place[len(rows):]]
             return (mine + (1 - lam) * (other - mine) if lam < 1 else mine), partner, lam
 
+        def step_of(f, before, step, features, maps, partner, lam):
+            """One step of one student, after the one before."""
+            if before:
+                before.result()
+            rows = np.flatnonzero(part_of != f.index)  # all but the pictures of its own part
+            mask = dropout_mask([len(rows), f.student.hidden.weight.shape[1]], s.dropout,
+                                np.random.default_rng([s.seed, DROPOUT, f.index, epoch, step]))
+            batch, partners = order[step][rows], order[step][partner[rows]]
+            a, b, mask, rows = map(paddle.to_tensor, (labels[batch], labels[partners], mask, rows))
+            learn(f, maps.index_select(rows), features.index_select(rows), a, b, lam, mask, rate_at(epoch, step), step)
+
+        mine = [f for f in active if team.owns(f)]
+        together = steps_together(threads, len(mine))
         with runtime.progress(None, f"epoch {epoch + 1}/{s.num_epochs}", steps * len(part_of), "picture") as bar:
             bar.update(done * len(part_of))
-            for step, (x, partner, lam) in enumerate(prefetch(make, range(done, steps), threads), done):
-                rate = rate_at(epoch, step)
+            batches = enumerate(prefetch(make, range(done, steps), threads), done)
+            while few := list(itertools.islice(batches, together)):
                 # once for all folds, on the very same pictures
-                features, maps = team.all_gather(trunk(x), len(part_of)), team.all_gather(prefix(x), len(part_of))
-                labels_a, labels_b = labels[order[step]], labels[order[step][partner]]
-
-                def step_of(f):
-                    rows = np.flatnonzero(part_of != f.index)  # all but the pictures of its own part
-                    mask = dropout_mask([len(rows), f.student.hidden.weight.shape[1]], s.dropout,
-                                        np.random.default_rng([s.seed, DROPOUT, f.index, epoch, step]))
-                    a, b, mask, rows = map(paddle.to_tensor, (labels_a[rows], labels_b[rows], mask, rows))
-                    learn(f, maps.index_select(rows), features.index_select(rows), a, b, lam, mask, rate, step)
-                list(pool.map(step_of, filter(team.owns, active)))
-                bar.update(len(part_of))
+                few = [(step, team.all_gather(trunk(x), len(part_of)), team.all_gather(prefix(x), len(part_of)), *mixed)
+                       for step, (x, *mixed) in few]
+                tasks = dict.fromkeys(mine)
+                for step, *heard in few:
+                    for f in mine:
+                        tasks[f] = pool.submit(step_of, f, tasks[f], step, *heard)
+                for task in tasks.values():
+                    task.result()
+                bar.update(len(few) * len(part_of))
                 if on_step:
                     on_step(epoch, step + 1)
 
         on_batch = functools.partial(on_step, epoch, steps) if on_step and team.size == 1 else None
-        mine = [f for f in active if team.owns(f)]
         judged = dict(zip(mine, evaluate(mine, prefix, pictures, s, threads, on_batch) if mine else ()))
         for f in active:
             failed, p, scores, best = "", None, None, None
