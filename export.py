@@ -24,6 +24,7 @@ from scipy.special import softmax
 
 from inference import expand, find_pictures, load_export, load_students, read_views
 from models.student_model import Ensemble
+from utils.process import quoted
 from utils.settings import InputError
 from utils.tables import read_csv
 from utils.transforms import normalise
@@ -88,7 +89,7 @@ def main(argv=None):
         if "int8" in args.format and "onnx" not in args.format:
             os.remove(os.path.join(unfinished, FORMATS["onnx"]))
         os.rename(unfinished, args.output)
-    print(f"to use it: python inference.py --model_path {os.path.join(args.output, FORMATS[args.format[0]])} "
+    print(f"to use it: python inference.py --model_path {quoted(os.path.join(args.output, FORMATS[args.format[0]]))} "
           "--image_path PICTURE")
 
 
@@ -173,7 +174,8 @@ def check(name, path, x, expected):
     print(f"{name:12}{os.path.getsize(path) / 1e6:8.2f}{milliseconds(run, x[:1]):16.2f}"
           f"{milliseconds(run, np.resize(x, (16, *x.shape[1:]))):12.2f}"
           f"{difference:22.1e}")
-    if name != "int8" and not difference <= TOLERANCE:
+    same = (answers.argmax(1) == expected.argmax(1)).all()
+    if name != "int8" and not (same and difference <= TOLERANCE):
         raise InputError(f"the {name} export answers differently from its students, by {difference:.1e}; not kept")
 
 

@@ -8,7 +8,8 @@
 The method, in the order of this file: pictures are cut into K parts, copies of one picture never apart; a frozen
 ResNet50 gets one linear head per fold, fitted outside that fold's part; K MobileNetV2 students learn side by side from
 the same stream of views, student k from all parts but part k; the report judges every picture once, by the student that
-never saw it.
+never saw it. A student learns from the true labels, and by default guesses the teacher's features too (--feature_weight);
+the teacher's heads say how good it is, and with --alpha below 1 their soft labels teach as well.
 """
 import os
 import sys
@@ -27,7 +28,7 @@ from utils.cost import cost
 from utils.data_utils import find_categories, load_pictures, stratified_parts
 from utils.page import write_page
 from utils.parallel import team
-from utils.process import Stopped, lock, stops, writable
+from utils.process import Stopped, lock, quoted, stops, writable
 from utils.report import all_answers, build_report, write_report
 from utils.run_log import RunLog, print_copies, print_epoch, print_pictures, record_run
 from utils.settings import RANDOM, InputError, parse
@@ -91,7 +92,8 @@ def main(argv=None):
         record_run(folder, settings, pictures, parts, groups, copies)
     run = os.path.basename(os.path.abspath(folder))
     log = RunLog(folder)
-    print(f"run {run}, written to {folder}; to watch: visualdl --logdir {settings.log_dir} --port 8040 --language en")
+    print(f"run {run}, written to {folder}; to watch: visualdl --logdir {quoted(settings.log_dir)} --port 8040 "
+          "--language en")
     log.first_pictures(pictures, parts, trained, settings)
     log.graph(len(pictures.categories), settings)
 
@@ -175,7 +177,7 @@ def main(argv=None):
     end(folder)
     stops.advice = ""
     print(f"report.html, plots, scalars and out_of_fold.csv: {folder}\nweights, one file per fold: {settings.save_dir}\n"
-          f"to use them: python inference.py --model_path {weights_path(settings, folds[0])} --image_path PICTURE")
+          f"to use them: python inference.py --model_path {quoted(weights_path(settings, folds[0]))} --image_path PICTURE")
     if failed:
         raise InputError("; ".join(failed))
 

@@ -93,19 +93,19 @@ class Limits:
             if taken > MOST_BYTES:
                 raise HTTPException(413, f"a request may have {MOST_BYTES // 2**20} MB")
             return message
-        self.running += 1
-        try:
-            if self.running <= MOST_REQUESTS:
-                return await self.app(scope, limited, send)
-            response = JSONResponse({"detail": BUSY}, 503, {"Retry-After": "5"})
+        if self.running < MOST_REQUESTS:
+            self.running += 1
             try:
-                while (await limited()).get("more_body"):
-                    pass  # who is still sending does not hear the answer
-            except HTTPException as e:
-                response = JSONResponse({"detail": e.detail}, e.status_code)
-            await response(scope, limited, send)
-        finally:
-            self.running -= 1
+                return await self.app(scope, limited, send)
+            finally:
+                self.running -= 1
+        response = JSONResponse({"detail": BUSY}, 503, {"Retry-After": "5"})
+        try:
+            while (await limited()).get("more_body"):
+                pass  # who is still sending does not hear the answer
+        except HTTPException as e:
+            response = JSONResponse({"detail": e.detail}, e.status_code)
+        await response(scope, limited, send)
 
 
 def build_app(model_path, min_confidence=0.0):

@@ -2,17 +2,20 @@
 
     python benchmarks/quality.py --sample --num_folds 3 --num_epochs 3 --image_size 32   # to try it: minutes on 2 cores
     python benchmarks/quality.py --data_dir DIR --image_size 160 --num_epochs 16         # all options of main.py
+    python benchmarks/quality.py --data_dir DIR --arms "no mixup" "no class weights"     # these only, and the default
 
 Every arm is K students, one per fold. Arms that see the same views train in one pass, as controls do, and cost only their
 tails; those that need other views get a pass of their own. Accuracy is out of fold and cross-fitted; each arm is
-compared with the first, picture by picture. A finished pass is kept in --log_dir and not run again by the same command,
-so a killed benchmark goes on with the next pass. The README has the figures of the first pass on TrashNet (2 AMD EPYC
-cores: 92 minutes for 8 epochs at 160 pixels, beside other work).
+compared with the first, picture by picture. A finished pass is kept in --log_dir and not run again with the same settings,
+arms, parts and weights, so a killed benchmark goes on with the next pass; after a change of the code choose another
+--log_dir. Figures: README, "Measured", and docs/measurements.md.
 """
+import argparse
 import dataclasses
 import hashlib
 import json
 import os
+import shlex
 import sys
 import time
 
@@ -27,32 +30,46 @@ from utils.checkpoint import imagenet_weights  # noqa: E402
 from utils.copies import group_pictures, known_copies, read_groups  # noqa: E402
 from utils.data_utils import HEAD, find_categories, load_pictures, stratified_parts  # noqa: E402
 from utils.settings import InputError, parse  # noqa: E402
+from utils.state import digest  # noqa: E402
 from utils.statistics import compare, cross_fitted_epochs, wilson  # noqa: E402
 from utils.train_utils import build_fold, control_settings, train  # noqa: E402
 
 PLAIN = dict(flip_horizontal=0.0, flip_vertical=0.0, rotation=0.0, crop_pad=0, brightness=0.0, contrast=0.0,
              saturation=0.0, hue=0.0, erasing=0.0)
 SOFT_LABELS = dict(alpha=0.5, temperature=4.0, feature_weight=0.0)
-CONTROL = "no teacher (control)"
+DEFAULT, CONTROL = "default", "no teacher (control)"
 FROZEN_NORM = "BatchNorm of the tail as ImageNet left it"
 
 
-def passes(settings):
-    """[(changes of the stream of pictures, {arm: its settings})]: each pass trains all its arms side by side."""
+def passes(settings, wanted):
+    """[(settings of the stream of pictures, {arm: its settings})]: each pass trains all its arms side by side.
+
+    wanted: arms to keep beside the default one; all if it is empty.
+    """
     def with_(**changes):
         return dataclasses.replace(settings, **changes)
     no_mixup, plain = with_(mixup_alpha=0.0), with_(**PLAIN)
-    return [
-        (settings, {"default": settings, CONTROL: control_settings(settings),
+    every = [
+        (settings, {DEFAULT: settings, CONTROL: control_settings(settings),
                     "soft labels (T 4, alpha 0.5) instead of features": with_(**SOFT_LABELS),
                     "soft labels of a head that was not fitted": with_(**SOFT_LABELS),
                     "no class weights": with_(class_weights="none"), FROZEN_NORM: settings}),
         (no_mixup, {"no mixup": no_mixup, "no mixup, no teacher": control_settings(no_mixup)}),
         (plain, {"no augmentation": plain, "no augmentation, no teacher": control_settings(plain)})]
+    unknown = set(wanted).difference(*(arms for _, arms in every))
+    if unknown:
+        raise InputError(f"--arms {' '.join(map(repr, sorted(unknown)))}: no such arm; there are "
+                         + ", ".join(repr(arm) for _, arms in every for arm in arms))
+    kept = [(stream, {arm: s for arm, s in arms.items() if not wanted or arm in [DEFAULT, *wanted]}) for stream, arms in every]
+    return [(stream, arms) for stream, arms in kept if arms]
 
 
 def main():
-    settings, sample, _ = parse(description=__doc__)
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--arms", nargs="+", default=[])
+    own, rest = parser.parse_known_args()
+    settings, sample, _ = parse(rest, __doc__)
+    planned = passes(settings, own.arms)
     runtime.keep_memory()
     runtime.choose_device(settings.device)
     threads = settings.threads or runtime.CORES
@@ -68,11 +85,10 @@ def main():
     trained = sorted(settings.folds) or list(range(settings.num_folds))
     if len(trained) < 2:
         raise InputError("--folds: cross-fitted figures need at least two folds")
-    name = hashlib.sha256(json.dumps([settings.to_json(), pictures.paths]).encode()).hexdigest()[:12]
-    folder = os.path.join(settings.log_dir, f"quality-{name}")
-    os.makedirs(folder, exist_ok=True)
+    os.makedirs(settings.log_dir, exist_ok=True)
 
-    trunk = load_trunk(*imagenet_weights("teacher_weights", settings.teacher_weights), settings, threads)
+    teacher_weights = imagenet_weights("teacher_weights", settings.teacher_weights)
+    trunk = load_trunk(*teacher_weights, settings, threads)
     student_weights = imagenet_weights("student_weights", settings.student_weights)
     features = extract_features(trunk, pictures, settings, threads)
     heads = fit_heads(features, pictures.labels, parts, trained, settings, threads)
@@ -92,8 +108,11 @@ def main():
         return fold
 
     results = {}
-    for number, (stream, arms) in enumerate(passes(settings)):
-        path = os.path.join(folder, f"pass{number}.npz")
+    for number, (stream, arms) in enumerate(planned):
+        key = [stream.to_json(), {arm: s.to_json() for arm, s in arms.items()}, pictures.paths, parts.tolist(),
+               digest(teacher_weights[1]), digest(student_weights[1])]
+        name = hashlib.sha256(json.dumps(key).encode()).hexdigest()[:12]
+        path = os.path.join(settings.log_dir, f"quality-{name}.npz")
         if not os.path.exists(path):
             began = time.time()
             folds = {arm: [build(arm, s, k) for k in trained] for arm, s in arms.items()}
@@ -121,7 +140,7 @@ def cross_fitted_answers(folds, n):
 
 def print_table(results, teacher, pictures, groups, rows, settings):
     labels, first = pictures.labels[rows], next(iter(results))
-    print(f"\n{runtime.processor()}, {runtime.CORES} cores, {runtime.versions()}\npython {' '.join(sys.argv)}\n"
+    print(f"\n{runtime.processor()}, {runtime.CORES} cores, {runtime.versions()}\npython {shlex.join(sys.argv)}\n"
           f"seed {settings.seed}, {rows.sum()} pictures; minutes are those of the whole pass\n\n"
           "| arm | accuracy | 95 % | errors | gained, lost against the first | McNemar p | minutes |\n"
           "| --- | --- | --- | --- | --- | --- | --- |")

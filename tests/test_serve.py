@@ -1,5 +1,6 @@
 """The service answers like inference.py, many at a time, and survives what it is sent."""
 import asyncio
+import collections
 import glob
 import queue
 import re
@@ -87,6 +88,27 @@ def test_whatever_it_is_sent_it_goes_on(sample, service):
     assert httpx.get(address + "/health").json()["status"] == "ok"
 
 
+def test_a_thousand_damaged_requests_are_refused_or_answered(sample, service):
+    address, _ = service
+    with open(glob.glob(str(sample[0] / "sample" / "Other" / "*.png"))[0], "rb") as f:
+        whole = httpx.Request("POST", address + "/predict", files={"pictures": ("good.png", f.read())})
+    body, form, rng, statuses = whole.read(), whole.headers["Content-Type"], np.random.default_rng(0), collections.Counter()
+    with httpx.Client(timeout=60) as client:
+        for _ in range(1000):
+            damaged, start = bytearray(body), rng.integers(len(body))
+            kind = rng.integers(4)
+            if kind == 0:  # cut short
+                del damaged[start:]
+            elif kind == 1:  # a piece is missing, or comes again
+                damaged[start:start + 50] = damaged[start:start + 50] * rng.integers(0, 3)
+            else:  # other bytes, in the form around the picture or anywhere
+                for i in rng.integers(len(body) if kind == 2 else 150, size=rng.integers(1, 20)):
+                    damaged[i] = rng.integers(256)
+            statuses[client.post(address + "/predict", content=bytes(damaged), headers={"Content-Type": form}).status_code] += 1
+        assert set(statuses) <= {200, 400, 422} and min(statuses.values()) > 20, statuses
+        assert client.send(whole).status_code == 200
+
+
 def test_slow_requests_and_too_many_are_ended(weights, monkeypatch):
     monkeypatch.setattr(serve, "MOST_SECONDS", 0.5)
 
@@ -105,6 +127,37 @@ def test_slow_requests_and_too_many_are_ended(weights, monkeypatch):
             return (await asked).status_code, busy.status_code, busy.headers["Retry-After"], (
                 await client.get("/health")).status_code
     assert asyncio.run(ask()) == (408, 503, "5", 200)
+
+
+def test_those_refused_take_no_place_while_they_are_still_sending(monkeypatch):
+    monkeypatch.setattr(serve, "MOST_REQUESTS", 1)
+
+    async def ask():
+        go, statuses = asyncio.Event(), {}
+
+        async def app(scope, receive, send):
+            await go.wait()
+            await send({"status": 200})
+        limits = serve.Limits(app)
+
+        def request(name, pauses=0):
+            async def receive():
+                await asyncio.sleep(pauses)
+                return {"type": "http.request", "body": b"x", "more_body": bool(pauses)}
+
+            async def send(message):
+                statuses.setdefault(name, message.get("status"))
+            return asyncio.create_task(limits({"type": "http", "path": "/predict"}, receive, send))
+        taken = request("taken")
+        await asyncio.sleep(0.01)
+        sending = request("refused", pauses=20)
+        await asyncio.sleep(0.01)
+        go.set()
+        await taken
+        await request("next")
+        sending.cancel()
+        return statuses
+    assert asyncio.run(ask()) == {"taken": 200, "next": 200}
 
 
 def test_too_many_pictures_are_refused_and_those_taken_are_answered_together():

@@ -56,7 +56,7 @@ def plot_curves(folds, report, path):
             ax.plot(epochs, [h[f"val_{key}"] for h in f.history], color="tab:blue", lw=1.2, alpha=0.7,
                     label="validation, one line per fold" if i == 0 else None)
             ax.plot(f.best_epoch, f.history[f.best_epoch - 1][f"val_{key}"], "o", ms=4, color="tab:blue")
-        ax.set(xlabel="epoch", title={"loss": "Loss (training: distillation loss)", "accuracy": "Accuracy"}[key])
+        ax.set(xlabel="epoch", title={"loss": "Loss (in training with the teacher's share)", "accuracy": "Accuracy"}[key])
         ax.grid(alpha=0.3)
     axes[1].axhline(report["out_of_fold"]["teacher"]["accuracy"], color="grey", ls="--", lw=1, label="teacher")
     axes[1].legend(loc="lower right", fontsize=9)

@@ -52,6 +52,11 @@ def writable(option, folder):
         raise InputError(f"cannot write to --{option} {folder}: {e.strerror}; choose another folder") from e
 
 
+def quoted(path):
+    """A path as the commands that the program prints need it, in any shell."""
+    return f'"{path}"' if " " in path else path
+
+
 def lock(folder, advice="wait for it"):
     """Refuse a second run into a folder for as long as this process lives; the system frees the lock of a killed one.
 

@@ -123,9 +123,11 @@ class RunLog:
             path = os.path.join(self.folder, f"{name}.png")
             if os.path.exists(path):  # without mistakes there is no picture of them
                 self.image(name, read_picture(path))
-        self.hyperparameters(settings, {f"result/{name}_{key}": figures[key]
-                                        for name, figures in report["out_of_fold"].items() if name in answers
-                                        for key in ("accuracy", "macro_f1", "calibration_error")})
+        metrics = {f"result/{name}_{key}": figures[key] for name, figures in report["out_of_fold"].items() if name in answers
+                   for key in ("accuracy", "macro_f1", "calibration_error")}
+        against = report.get("student_against_control") or {}
+        metrics |= {f"result/{key}": against[key] for key in ("errors_removed", "mcnemar_p") if against.get(key) is not None}
+        self.hyperparameters(settings, metrics)
         for name, a in answers.items():
             for i, category in enumerate(report["category_names"]):
                 self._curves(name, category.replace("%", "％"), a.probabilities[:, i], labels == i)

@@ -25,7 +25,7 @@ from utils import runtime
 from utils.checkpoint import arrays_of, load_into, write_whole
 from utils.data_utils import prefetch
 from utils.parallel import team
-from utils.process import Stopped, stops
+from utils.process import Stopped, quoted, stops
 from utils.settings import InputError
 
 SCORES = ("history", "best_accuracy", "best_epoch", "failed")  # of a fold: what is no array
@@ -244,7 +244,7 @@ def end(folder):
 
 
 def resume_command(folder):
-    return f'python main.py --resume "{folder}"' if " " in folder else f"python main.py --resume {folder}"
+    return f"python main.py --resume {quoted(folder)}"
 
 
 def _states(folder):
