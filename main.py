@@ -40,7 +40,7 @@ from utils.transforms import MEAN, STD, square_side
 
 def main(argv=None):
     runtime.keep_memory()
-    team.join()
+    team.join()  # a run has one process, unless paddle.distributed.launch starts several
     if team.rank:
         return follow()
     settings, sample, resumed = parse(argv, __doc__)

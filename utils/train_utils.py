@@ -244,10 +244,10 @@ def train(folds, pictures, parts, trunk, settings, threads, on_epoch=None, on_st
             bar.update(done * len(part_of))
             batches = enumerate(prefetch(make, range(done, steps), threads), done)
             while few := list(itertools.islice(batches, together)):
-                # once for all folds, on the very same pictures
+                # the frozen networks, once for all folds, on the very same pictures
                 few = [(step, team.all_gather(trunk(x), len(part_of)), team.all_gather(prefix(x), len(part_of)), *mixed)
                        for step, (x, *mixed) in few]
-                tasks = dict.fromkeys(mine)
+                tasks = dict.fromkeys(mine)  # the newest of each fold: it waits for the one before
                 for step, *heard in few:
                     for f in mine:
                         tasks[f] = pool.submit(step_of, f, tasks[f], step, *heard)
