@@ -309,7 +309,8 @@ def test_inference_that_is_stopped_saves_what_it_has_and_says_so(sample, tmp_pat
     process = subprocess.Popen(
         [sys.executable, "inference.py", "--model_path", str(where / "saved" / "best_model_fold0.pdparams"), "--image_path",
          str(tmp_path / "many"), "--output", str(tmp_path / "answers.csv")], cwd=ROOT, encoding="utf-8",
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))  # a shell's job in the background ignores it
     process.stdout.readline()  # the first answer is there
     process.send_signal(signal.SIGINT)
     _, said = process.communicate(timeout=60)
