@@ -1,0 +1,178 @@
+"""inference.py as a user starts it: answers, tables, heat maps, and one line for every wrong option."""
+import csv
+import glob
+import json
+import os
+import signal
+import subprocess
+import sys
+
+import numpy as np
+import paddle
+import pytest
+from conftest import ROOT, SHORT, run_program, write_picture
+from scipy.special import softmax
+
+import inference
+from models.student_model import Student
+from utils.checkpoint import arrays_of, save_weights
+from utils.pictures import read_picture
+from utils.settings import InputError
+from utils.tables import read_csv
+
+
+def test_inference_repeats_the_out_of_fold_answers(sample):
+    where, _ = sample
+    output = str(where / "answers.csv")
+    model = str(where / "saved" / "best_model_fold1.pdparams")
+    done = run_program("inference.py", "--model_path", model, "--image_path", str(where / "sample"), "--recursive",
+                       "--output", output, "--batch_size", "7")
+    assert done.returncode == 0 and "240 pictures answered, 0 files left out" in done.stderr, done.stderr
+    with open(output, encoding="utf-8-sig") as f:
+        answers = {os.path.relpath(r["path"], where / "sample").replace(os.sep, "/"): r for r in csv.DictReader(f)}
+    with open(glob.glob(str(where / "logs" / "*" / "out_of_fold.csv"))[0], encoding="utf-8-sig") as f:
+        expected = [r for r in csv.DictReader(f) if r["fold"] == "1"]
+    assert len(answers) == 240 and len(expected) == 80 and len(done.stdout.splitlines()) == 240
+    for r in expected:
+        assert answers[r["path"]]["category"] == r["prediction"]
+        for c in ("Harmful", "Kitchen", "Other", "Recyclable"):
+            np.testing.assert_allclose(float(answers[r["path"]][f"p_{c}"]), float(r[f"p_{c}"]), atol=1e-4)
+    again = run_program("inference.py", "--model_path", model, "--image_path", str(where / "sample"), "--output", output)
+    assert again.returncode == 1 and "exists already" in again.stderr
+
+
+def test_inference_with_several_files_averages_and_survives_bad_files(sample, tmp_path):
+    where, _ = sample
+    models = [str(where / "saved" / f"best_model_fold{k}.pdparams") for k in range(3)]
+    good = str(where / "sample" / "Other" / "000.png")
+    write_picture(str(tmp_path / "in" / "好 1.PNG"), np.full((50, 30, 3), 99, np.uint8))
+    (tmp_path / "in" / "bad.jpg").write_bytes(b"no picture")
+    (tmp_path / "in" / "notes.txt").write_text("notes")
+    (tmp_path / "in" / "sub").mkdir()
+    done = run_program("inference.py", "--model_path", *models, "--image_path", str(tmp_path / "in"), "--output",
+                       str(tmp_path / "o.json"))
+    assert done.returncode == 0 and "1 pictures answered, 3 files left out" in done.stderr
+    saved = json.loads((tmp_path / "o.json").read_text("utf-8"))
+    assert [os.path.basename(r["path"]) for r in saved["pictures"]] == ["好 1.PNG"] and len(saved["left_out"]) == 3
+    each = []
+    for i, paths in enumerate([*([m] for m in models), models]):
+        output = str(tmp_path / f"{i}.json")
+        inference.main(["--model_path", *paths, "--image_path", good, "--output", output])
+        with open(output, encoding="utf-8-sig") as f:
+            each.append([v for k, v in json.load(f)["pictures"][0].items() if k.startswith("p_")])
+    # The mean of logits is the geometric mean of probabilities
+    np.testing.assert_allclose(softmax(np.log(each[:3]).mean(0)), each[3], atol=1e-4)
+
+
+@pytest.mark.parametrize("change, message", [
+    (["--image_path", "nowhere"], "there is no such picture"),
+    (["--categories", "Kitchen", "Harmful", "Other", "Recyclable"], "Harmful Kitchen Other Recyclable, in this order"),
+    (["--model_path", "nowhere.pdparams"], "nowhere.pdparams does not exist"),
+    (["--output", "answers.txt"], "must end in .csv or .json"),
+    (["--batch_size", "0"], "--batch_size 0"),
+    (["--min_confidence", "1.5"], "--min_confidence 1.5: must be at least 0 and at most 1"),
+    (["--min_confidence", "nan"], "--min_confidence nan"),
+    (["--image_path", "requirements.txt"], "nothing in requirements.txt could be predicted"),
+    (["--use_gpu"], "no GPU"),
+    (["--explain", "docs"], "--explain docs: exists already"),
+])
+def test_wrong_use_of_inference(sample, monkeypatch, change, message):
+    if change == ["--use_gpu"] and paddle.device.is_compiled_with_cuda():
+        pytest.skip("there may be a GPU")
+    where, _ = sample
+    args = {"--model_path": [str(where / "saved" / "best_model_fold0.pdparams")],
+            "--image_path": [str(where / "sample" / "Other" / "000.png")]}
+    args[change[0]] = change[1:]
+    monkeypatch.chdir(ROOT)
+    with pytest.raises(InputError) as error:
+        inference.main([a for k, v in args.items() for a in (k, *v)])
+    assert message in str(error.value)
+
+
+def test_inference_divides_by_the_temperature_and_can_be_unsure(sample, tmp_path):
+    where, _ = sample
+    about = json.loads((where / "saved" / "best_model_fold0.json").read_text("utf-8"))
+    paddle.seed(1)
+    student = Student(4, freeze_depth=0)
+    for layer in student.sublayers():
+        if hasattr(layer, "_momentum"):
+            layer._momentum = 0  # BatchNorm takes over one batch, so that the answers differ from picture to picture
+    student.train()
+    student(paddle.randn([64, 3, 32, 32]))
+    answers = {}
+    for name, temperature, limit in (("plain", 1, 0), ("twice", 2, 0), ("careful", 1, None)):
+        save_weights(str(tmp_path / f"{name}.pdparams"), arrays_of(student), {**about, "freeze_depth": 0,
+                                                                               "temperature": temperature})
+        if limit is None:
+            confidences = sorted(float(r["confidence"]) for r in answers["plain"])
+            limit = (confidences[119] + confidences[120]) / 2
+        done = run_program("inference.py", "--model_path", str(tmp_path / f"{name}.pdparams"), "--image_path",
+                           str(where / "sample"), "--recursive", "--output", str(tmp_path / f"{name}.csv"),
+                           "--min_confidence", str(limit))
+        assert done.returncode == 0, done.stderr
+        with open(tmp_path / f"{name}.csv", encoding="utf-8-sig") as f:
+            answers[name] = list(csv.DictReader(f))
+    plain, twice = (np.array([[float(v) for k, v in r.items() if k.startswith("p_")] for r in answers[name]])
+                    for name in ("plain", "twice"))
+    assert len(np.unique(plain.max(1))) > 100
+    np.testing.assert_allclose(softmax(np.log(plain) / 2, axis=1), twice, atol=1e-4)
+    assert "240 pictures answered, 120 of them with 'unsure', 0 files left out" in done.stderr
+    assert sum("  unsure  " in line for line in done.stdout.splitlines()) == 120
+    for before, after in zip(answers["plain"], answers["careful"]):
+        assert after == before | ({"category": "unsure"} if float(before["confidence"]) < limit else {})
+
+
+def test_heat_maps_are_drawn_beside_the_pictures(sample, tmp_path):
+    where, _ = sample
+    write_picture(str(tmp_path / "in" / "好 1.PNG"), np.full((50, 30, 3), 99, np.uint8))
+    write_picture(str(tmp_path / "in" / ("x" * 200 + ".png")), np.full((50, 30, 3), 200, np.uint8))
+    (tmp_path / "in" / "bad.jpg").write_bytes(b"no picture")
+    inference.main(["--model_path", str(where / "saved" / "best_model_fold0.pdparams"), "--image_path",
+                    str(tmp_path / "in"), "--explain", str(tmp_path / "heat")])
+    first, second = sorted(os.listdir(tmp_path / "heat"))
+    assert first.startswith("00001-") and first.endswith("xxx.jpg") and second.endswith("好_1.jpg")
+    drawn = read_picture(str(tmp_path / "heat" / second))
+    assert drawn.shape == (32, 64, 3) and np.abs(drawn[:, :30].astype(int) - 99).max() < 20
+    with pytest.raises(InputError, match="export gives answers only"):
+        inference.main(["--model_path", "model.onnx", "--image_path", "in", "--explain", "heat"])
+
+
+def test_a_category_called_unsure(sample, tmp_path):
+    where, _ = sample
+    for end in ("json", "pdparams"):
+        content = (where / "saved" / f"best_model_fold0.{end}").read_bytes()
+        (tmp_path / f"w.{end}").write_bytes(content.replace(b'"Other"', b'"unsure"') if end == "json" else content)
+    args = ["inference.py", "--model_path", str(tmp_path / "w.pdparams"), "--image_path",
+            str(where / "sample" / "Other" / "000.png")]
+    assert run_program(*args).returncode == 0
+    done = run_program(*args, "--min_confidence", "0.5")
+    assert done.returncode == 1 and "is itself called 'unsure'" in done.stderr and "Traceback" not in done.stderr
+
+
+@pytest.mark.skipif(os.name == "nt", reason="signals of Unix")
+def test_inference_that_is_stopped_saves_what_it_has_and_says_so(sample, tmp_path):
+    where, _ = sample
+    (tmp_path / "many").mkdir()
+    for i in range(3000):
+        os.link(where / "sample" / "Other" / "000.png", tmp_path / "many" / f"{i:04}.png")
+    process = subprocess.Popen(
+        [sys.executable, "inference.py", "--model_path", str(where / "saved" / "best_model_fold0.pdparams"), "--image_path",
+         str(tmp_path / "many"), "--output", str(tmp_path / "answers.csv")], cwd=ROOT, encoding="utf-8",
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))  # a shell's job in the background ignores it
+    process.stdout.readline()  # the first answer is there
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=60)
+    rows = read_csv(tmp_path / "answers.csv")
+    assert process.returncode == 130 and 0 < len(rows) < 3000
+    assert f"stopped: {tmp_path / 'answers.csv'} has the first {len(rows)} of 3000 pictures\n" in said
+    assert [r["path"] for r in rows] == [str(tmp_path / "many" / f"{i:04}.png") for i in range(len(rows))]
+
+
+def test_weights_of_the_wrong_network_are_refused(sample, tmp_path):
+    where, _ = sample
+    wrong = str(where / "saved" / "best_model_fold1.pdparams")
+    done = run_program("main.py", "--sample", *SHORT, "--data_dir", str(where / "sample"), "--cache_dir",
+                       str(where / "cache"), "--log_dir", str(tmp_path), "--teacher_weights", wrong)
+    assert done.returncode == 1 and "does not fit ResNet: missing conv1.weight" in done.stderr
+    assert "Traceback" not in done.stderr
