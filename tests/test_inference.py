@@ -21,9 +21,9 @@ from utils.settings import InputError
 from utils.tables import read_csv
 
 
-def test_inference_repeats_the_out_of_fold_answers(sample):
+def test_inference_repeats_the_out_of_fold_answers(sample, tmp_path):
     where, _ = sample
-    output = str(where / "answers.csv")
+    output = str(tmp_path / "answers.csv")
     model = str(where / "saved" / "best_model_fold1.pdparams")
     done = run_program("inference.py", "--model_path", model, "--image_path", str(where / "sample"), "--recursive",
                        "--output", output, "--batch_size", "7")

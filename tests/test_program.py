@@ -6,6 +6,7 @@ import html
 import json
 import os
 import re
+import shutil
 import subprocess
 
 import numpy as np
@@ -174,8 +175,8 @@ def test_folders_without_a_usable_picture(tmp_path, monkeypatch, capsys):
     assert "cans/a.jpg': truncated, damaged or not a picture" in capsys.readouterr().out
 
 
-def test_main_keeps_an_earlier_run_and_says_so(sample):
-    where, _ = sample
+def test_main_keeps_an_earlier_run_and_says_so(sample, tmp_path):
+    where = shutil.copytree(sample[0], tmp_path / "run")  # other tests read the run as it was, in any order
     (earlier,) = os.listdir(where / "logs")
     (where / "groups.csv").write_text("path,group\nOther/000.png,a\nKitchen/000.png,a\n")
     done = run_program("main.py", "--sample", *SHORT, "--num_epochs", "2", "--folds", "1", "--data_dir",
