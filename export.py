@@ -37,14 +37,16 @@ TOLERANCE = 1e-4  # of a probability
 def parse(argv):
     parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model_path", nargs="+", required=True, metavar="FILE", help=".pdparams files of main.py")
-    parser.add_argument("--output", default="exported", metavar="FOLDER", help="a new folder (default: exported)")
-    parser.add_argument("--format", nargs="+", choices=FORMATS, default=["paddle", "onnx"],
-                        help="int8: ONNX with whole numbers, smaller, a little less right (default: paddle onnx)")
-    parser.add_argument("--pixels", action="store_true",
-                        help="build the normalisation in: the network takes uint8 RGB [B, S, S, 3]")
-    parser.add_argument("--image_path", metavar="PATH",
-                        help="pictures to compare the answers on (default: those that the students learned from)")
+    group = parser.add_argument_group("what is exported")
+    group.add_argument("--model_path", nargs="+", required=True, metavar="FILE", help=".pdparams files of main.py")
+    group.add_argument("--image_path", metavar="PATH",
+                       help="pictures to compare the answers on (default: those that the students learned from)")
+    group = parser.add_argument_group("what comes out")
+    group.add_argument("--output", default="exported", metavar="FOLDER", help="a new folder (default: exported)")
+    group.add_argument("--format", nargs="+", choices=FORMATS, default=["paddle", "onnx"],
+                       help="int8: ONNX with whole numbers, smaller, a little less right (default: paddle onnx)")
+    group.add_argument("--pixels", action="store_true",
+                       help="build the normalisation in: the network takes uint8 RGB [B, S, S, 3]")
     args = parser.parse_args(argv)
     args.model_path = expand(args.model_path)
     return args

@@ -27,7 +27,7 @@ from utils.copies import copy_rows, group_pictures, known_copies, read_groups, t
 from utils.cost import cost
 from utils.data_utils import find_categories, load_pictures, stratified_parts
 from utils.page import write_page
-from utils.parallel import team
+from utils.parallel import PREPARING, team
 from utils.process import Stopped, lock, quoted, stops, writable
 from utils.report import all_answers, build_report, write_report
 from utils.run_log import RunLog, print_copies, print_epoch, print_pictures, record_run
@@ -104,7 +104,8 @@ def main(argv=None):
     if RANDOM in (settings.teacher_weights, settings.student_weights):
         print("note: networks from random initialisation, good for trying the program, not for good figures")
 
-    team.broadcast((settings, resumed, teacher_weights, student_weights, parts, trained, names_digest(pictures), sums))
+    team.broadcast((settings, resumed, teacher_weights, student_weights, parts, trained, names_digest(pictures), sums),
+                   hours=PREPARING)
     check_alike(settings, True)
     trunk = load_trunk(*teacher_weights, settings, threads)
     if not resumed:
@@ -191,7 +192,7 @@ def build_students(heads, pictures, parts, weights, settings):
 
 def follow():
     """What the other processes of a team do: the same computations on their share; see utils/parallel.py."""
-    settings, resumed, teacher_weights, student_weights, parts, trained, names, sums = team.broadcast()
+    settings, resumed, teacher_weights, student_weights, parts, trained, names, sums = team.broadcast(hours=PREPARING)
     runtime.choose_device(settings.device)
     threads = settings.threads or team.cores()
     pictures = load_pictures(settings.data_dir, settings.image_size, settings.categories,
@@ -214,7 +215,7 @@ def follow():
 
 def check_alike(settings, alike):
     """Raise InputError in all processes if one of them finds other pictures than the first does."""
-    team.barrier()  # until the last of them has decoded and compared its own
+    team.barrier(PREPARING)  # until the last of them has decoded and compared its own
     if team.any(not alike):
         raise InputError(f"the processes do not all find the same pictures in {settings.data_dir}: its copies on the "
                          "machines differ, or one of them changed just now")

@@ -171,13 +171,14 @@ def build_app(model_path, min_confidence=0.0):
 def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model_path", nargs="+", required=True, metavar="FILE",
-                        help=".pdparams files of main.py, or one file of export.py (which draws no heat maps)")
-    parser.add_argument("--min_confidence", type=float, default=0.0, metavar="X",
-                        help=f"answer '{UNSURE}' below this confidence, 0 to 1 (default: 0)")
-    parser.add_argument("--host", default="127.0.0.1", help="0.0.0.0: others can reach it too (default: 127.0.0.1)")
-    parser.add_argument("--port", type=int, default=8000, metavar="N", help="where it listens; 0: any that is free "
-                        "(default: 8000)")
+    group = parser.add_argument_group("who answers")
+    group.add_argument("--model_path", nargs="+", required=True, metavar="FILE",
+                       help=".pdparams files of main.py, or one file of export.py (which draws no heat maps)")
+    group.add_argument("--min_confidence", type=float, default=0.0, metavar="X",
+                       help=f"answer '{UNSURE}' below this confidence, 0 to 1 (default: 0)")
+    group = parser.add_argument_group("where it listens")
+    group.add_argument("--host", default="127.0.0.1", help="0.0.0.0: others can reach it too (default: 127.0.0.1)")
+    group.add_argument("--port", type=int, default=8000, metavar="N", help="0: any that is free (default: 8000)")
     args = parser.parse_args(argv)
     paths = expand(args.model_path)
     if not 0 <= args.min_confidence <= 1:

@@ -53,16 +53,16 @@ class Team:
         """Processor cores for this process: those of the machine are shared out."""
         return max(1, runtime.CORES // self.here)
 
-    def barrier(self):
-        """Wait for all, up to a day: one may decode pictures, or compare millions of them, while the others wait."""
+    def barrier(self, hours=1):
+        """Wait for all; a link that is lost just now is noticed only after so many hours."""
         if self.size == 1:
             return
-        self.barriers, end = self.barriers + 1, time.monotonic() + 86400
+        self.barriers, end = self.barriers + 1, time.monotonic() + 3600 * hours
         with reported():
             self.store.add(f"barrier{self.barriers}", 1)
             while self.store.add(f"barrier{self.barriers}", 0) < self.size:
                 if time.monotonic() > end:
-                    raise OSError("silent for a day")
+                    raise OSError(f"silent for {hours} h")
                 time.sleep(0.005)
 
     def rows(self, n):
@@ -79,11 +79,11 @@ class Team:
             dist.all_gather(shares, x)
         return paddle.concat(shares)[:n]
 
-    def broadcast(self, value=None, owner=0):
-        """What `owner` calls it with, in all processes."""
+    def broadcast(self, value=None, owner=0, hours=1):
+        """What `owner` calls it with, in all processes; they wait for it so long."""
         if self.size == 1:
             return value
-        self.barrier()
+        self.barrier(hours)
         box = [value]
         with reported():
             dist.broadcast_object_list(box, src=owner)
@@ -107,3 +107,4 @@ class Team:
 
 
 team = Team()
+PREPARING = 24  # hours: one process may decode pictures, or compare millions of them, while the others wait
