@@ -27,7 +27,7 @@ from utils.copies import copy_rows, group_pictures, known_copies, read_groups, t
 from utils.cost import cost
 from utils.data_utils import find_categories, load_pictures, stratified_parts
 from utils.page import write_page
-from utils.parallel import PREPARING, team
+from utils.parallel import team
 from utils.process import Stopped, lock, quoted, stops, writable
 from utils.report import all_answers, build_report, write_report
 from utils.run_log import RunLog, print_copies, print_epoch, print_pictures, record_run
@@ -46,6 +46,7 @@ def main(argv=None):
     settings, sample, resumed = parse(argv, __doc__)
     if resumed and ended(resumed):
         end(resumed)
+        team.broadcast()  # nothing to do for the others either
         return print(f"{resumed} is finished; its report: {os.path.join(resumed, 'report.txt')}")
     device = runtime.choose_device(settings.device)
     threads, all_threads = settings.threads or team.cores(), settings.threads or runtime.CORES
@@ -104,8 +105,7 @@ def main(argv=None):
     if RANDOM in (settings.teacher_weights, settings.student_weights):
         print("note: networks from random initialisation, good for trying the program, not for good figures")
 
-    team.broadcast((settings, resumed, teacher_weights, student_weights, parts, trained, names_digest(pictures), sums),
-                   hours=PREPARING)
+    team.broadcast((settings, resumed, teacher_weights, student_weights, parts, trained, names_digest(pictures), sums))
     check_alike(settings, True)
     trunk = load_trunk(*teacher_weights, settings, threads)
     if not resumed:
@@ -192,7 +192,10 @@ def build_students(heads, pictures, parts, weights, settings):
 
 def follow():
     """What the other processes of a team do: the same computations on their share; see utils/parallel.py."""
-    settings, resumed, teacher_weights, student_weights, parts, trained, names, sums = team.broadcast(hours=PREPARING)
+    told = team.broadcast()
+    if not told:
+        return
+    settings, resumed, teacher_weights, student_weights, parts, trained, names, sums = told
     runtime.choose_device(settings.device)
     threads = settings.threads or team.cores()
     pictures = load_pictures(settings.data_dir, settings.image_size, settings.categories,
@@ -207,15 +210,19 @@ def follow():
     else:
         help_save(folds)
 
-    def keep_up(*_):
+    def after_step(*_):
         if team.any(False):
             help_save(folds)
-    train(folds, pictures, parts, trunk, settings, threads, keep_up, keep_up, team.broadcast())
+
+    def after_epoch(*_):
+        team.barrier()
+        after_step()
+    train(folds, pictures, parts, trunk, settings, threads, after_epoch, after_step, team.broadcast())
 
 
 def check_alike(settings, alike):
     """Raise InputError in all processes if one of them finds other pictures than the first does."""
-    team.barrier(PREPARING)  # until the last of them has decoded and compared its own
+    team.barrier()  # until the last of them has decoded and compared its own
     if team.any(not alike):
         raise InputError(f"the processes do not all find the same pictures in {settings.data_dir}: its copies on the "
                          "machines differ, or one of them changed just now")
@@ -269,6 +276,7 @@ if __name__ == "__main__":
     except (InputError, OSError, MemoryError) as error:
         if isinstance(error, MemoryError):
             error = "out of memory; lower --batch_size or --image_size in a new run, or close other programs"
+        team.end(error)
         sys.exit(f"error: {error}" + (f"; {stops.advice}" if stops.advice else ""))
     except Stopped as stopped:
         print(f"stopped; {stops.advice or 'nothing new is saved'}", file=sys.stderr)

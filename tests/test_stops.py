@@ -1,9 +1,11 @@
 """Real runs that are stopped, killed, short of disk or of memory, or in each other's way."""
+import contextlib
 import glob
 import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -24,8 +26,7 @@ def whole(sample, tmp_path_factory):
     where, _ = sample
     args = ["main.py", "--sample", *SHORT, "--data_dir", str(where / "sample"), "--cache_dir", str(where / "cache")]
     run = min(glob.glob(str(where / "logs" / "*")))
-    aside = where / "saved" / os.path.basename(run)  # where another test's run has moved them
-    return tmp_path_factory.mktemp("stops"), args, run, str(aside if aside.exists() else where / "saved")
+    return tmp_path_factory.mktemp("stops"), args, run, str(where / "saved")
 
 
 def places(where, name):
@@ -137,6 +138,27 @@ def test_one_of_several_processes_killed_the_run_ends_the_same(whole):
     for k in range(3):
         file = f"best_model_fold{k}.pdparams"
         assert content(where / "team" / "saved" / file) == content(os.path.join(weights, file))
+    again = run_program(*launch(2), "main.py", "--resume", *places(where, "team"))
+    assert again.returncode == 0 and "is finished; its report: " in again.stdout, again.stderr
+
+
+@pytest.mark.parametrize("last_words, heard", [
+    ("team.end('the disk is full')", "process 1 ended: the disk is full"),
+    ("os.kill(os.getpid(), 9)", "process 1 has been silent for 3 s"),
+])
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="Paddle launches processes without a GPU on Linux only")
+def test_who_waits_for_a_process_on_another_machine_hears_that_it_ended(last_words, heard):
+    code = ("import os; from utils import parallel; parallel.SILENT = 3; from utils.parallel import team; team.join()\n"
+            f"if team.rank: {last_words}; os._exit(1)\n"
+            "team.barrier()")
+    with contextlib.ExitStack() as stack:
+        free = [stack.enter_context(socket.create_server(("127.0.0.1", 0))).getsockname()[1] for _ in range(3)]
+    places = [f"127.0.0.1:{port}" for port in free]
+    first, _ = [subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stderr=subprocess.PIPE, text=True, env={
+        **os.environ, "PADDLE_TRAINER_ID": str(rank), "PADDLE_TRAINERS_NUM": "2", "PADDLE_MASTER": places[2],
+        "PADDLE_TRAINER_ENDPOINTS": ",".join(places[:2]), "PADDLE_CURRENT_ENDPOINT": places[rank],
+        "PADDLE_DISTRI_BACKEND": "gloo"}) for rank in (0, 1)]
+    assert heard in first.communicate(timeout=100)[1]
 
 
 @pytest.mark.skipif(WINDOWS, reason="needs a small tmpfs")

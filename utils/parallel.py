@@ -10,8 +10,10 @@ averaging gradients would send 22 MB per student and step. At most as many proce
 
 The first process runs main.py and alone prints and writes; the others run follow() and take part where work is shared.
 """
+import atexit
 import contextlib
 import os
+import threading
 import time
 
 import numpy as np
@@ -22,12 +24,17 @@ from utils import runtime
 from utils.settings import InputError
 
 
+SILENT = 120  # seconds without a sign of life, after which a process is taken for lost
+
+
 @contextlib.contextmanager
 def reported():
-    """What Paddle says of a connection that fails, or of a process that is silent for 30 seconds, on one line."""
+    """What another process said when it ended, or Paddle of a connection that fails or is silent for 30 s, on one line."""
     try:
         yield
     except (RuntimeError, ValueError, OSError) as e:
+        if team.lost:
+            raise InputError(team.lost) from e
         reason = str(e).strip().splitlines()[-1]
         raise InputError(f"process {os.environ['PADDLE_TRAINER_ID']} lost another one ({reason}); each says "
                          "why it ended in its workerlog; between machines GLOO_SOCKET_IFNAME names the network interface, "
@@ -38,6 +45,7 @@ class Team:
     """The processes of this run; without paddle.distributed.launch there is one, and nothing is sent."""
     rank, size = 0, 1
     place, here = 0, 1  # the same among those that share this machine
+    lost = ""           # which of the others has ended or fallen silent, and why
 
     def join(self):
         """Find the others, if paddle.distributed.launch started this process."""
@@ -46,23 +54,54 @@ class Team:
                 dist.init_parallel_env()
             self.store, self.barriers = paddle.base.core.create_or_get_global_tcp_store(), 0
             self.rank, self.size = dist.get_rank(), dist.get_world_size()
-            hosts = [e.split(":")[0] for e in os.environ["PADDLE_TRAINER_ENDPOINTS"].split(",")]
+            endpoints = os.environ["PADDLE_TRAINER_ENDPOINTS"].split(",")
+            hosts = [e.split(":")[0] for e in endpoints]
             self.place, self.here = (h.count(hosts[self.rank]) for h in (hosts[:self.rank], hosts))
+            # a connection of its own: two threads must not share one
+            host, port = os.environ.get("PADDLE_MASTER", endpoints[0]).split(":")
+            self.line, self.leaving = paddle.base.core.TCPStore(host, int(port), False, 0, SILENT), threading.Event()
+            listener = threading.Thread(target=self._listen, daemon=True)
+            listener.start()
+            atexit.register(lambda: (self.leaving.set(), listener.join(5)))
+
+    def _listen(self):
+        """Every second give a sign of life, and see whether the others gave one or have ended."""
+        seen = {rank: (0, time.monotonic()) for rank in range(self.size)}
+        while not self.lost and not self.leaving.wait(1):
+            try:
+                if self.line.add("ended", 0):
+                    self.lost = self.line.get("why").decode()
+                for rank, (signs, since) in seen.items():
+                    now = self.line.add(f"alive{rank}", int(rank == self.rank))
+                    if now > signs:
+                        seen[rank] = now, time.monotonic()
+                    elif time.monotonic() - since > SILENT:
+                        self.lost = f"process {rank} has been silent for {SILENT} s"
+            except RuntimeError:  # the first process, which has them all, is gone
+                return
+
+    def end(self, why):
+        """Tell the others why this process ends; takes the 2 s that they need to hear it."""
+        if self.size > 1 and not self.lost:
+            with contextlib.suppress(RuntimeError):
+                self.store.set("why", f"process {self.rank} ended: {why}")
+                self.store.add("ended", 1)
+                time.sleep(2)
 
     def cores(self):
         """Processor cores for this process: those of the machine are shared out."""
         return max(1, runtime.CORES // self.here)
 
-    def barrier(self, hours=1):
-        """Wait for all; a link that is lost just now is noticed only after so many hours."""
+    def barrier(self):
+        """Wait for all, however long: one may decode pictures, or compare millions of them, while the others wait."""
         if self.size == 1:
             return
-        self.barriers, end = self.barriers + 1, time.monotonic() + 3600 * hours
+        self.barriers += 1
         with reported():
             self.store.add(f"barrier{self.barriers}", 1)
             while self.store.add(f"barrier{self.barriers}", 0) < self.size:
-                if time.monotonic() > end:
-                    raise OSError(f"silent for {hours} h")
+                if self.lost:
+                    raise InputError(self.lost)
                 time.sleep(0.005)
 
     def rows(self, n):
@@ -79,11 +118,11 @@ class Team:
             dist.all_gather(shares, x)
         return paddle.concat(shares)[:n]
 
-    def broadcast(self, value=None, owner=0, hours=1):
-        """What `owner` calls it with, in all processes; they wait for it so long."""
+    def broadcast(self, value=None, owner=0):
+        """What `owner` calls it with, in all processes."""
         if self.size == 1:
             return value
-        self.barrier(hours)
+        self.barrier()
         box = [value]
         with reported():
             dist.broadcast_object_list(box, src=owner)
@@ -107,4 +146,3 @@ class Team:
 
 
 team = Team()
-PREPARING = 24  # hours: one process may decode pictures, or compare millions of them, while the others wait

@@ -65,6 +65,7 @@ class Checkpointer:
 
     def after_epoch(self, epoch):
         """Epoch `epoch` (counted from 1) is over, weights and scores are written."""
+        team.barrier()  # a slow disk may have taken longer than Paddle lets the others wait in any()
         if team.any(stops.asked or time.monotonic() - self.saved >= min(SECONDS, 60 * self.minutes)):
             self.save(epoch, 0)
 
