@@ -51,7 +51,8 @@ def main(argv=None):
     device = runtime.choose_device(settings.device)
     threads, all_threads = settings.threads or team.cores(), settings.threads or runtime.CORES
     print(f"device {device}, {threads} threads; " + ", ".join(f"{k} {v}" for k, v in runtime.versions().items())
-          + (f"; {team.size} processes" if team.size > 1 else ""))
+          + (f"; {team.size} processes" if team.size > 1 else "")
+          + f"\nto watch: visualdl --logdir {quoted(settings.log_dir)} --port 8040 --language en")
     if sample and make_sample(settings.data_dir):
         print(f"drew the sample set {settings.data_dir}")
     settings.categories = tuple(find_categories(settings.data_dir, settings.categories))  # so a resumed run has the same
@@ -93,8 +94,7 @@ def main(argv=None):
         record_run(folder, settings, pictures, parts, groups, copies)
     run = os.path.basename(os.path.abspath(folder))
     log = RunLog(folder)
-    print(f"run {run}, written to {folder}; to watch: visualdl --logdir {quoted(settings.log_dir)} --port 8040 "
-          "--language en")
+    print(f"run {run}, written to {folder}")
     log.first_pictures(pictures, parts, trained, settings)
     log.graph(len(pictures.categories), settings)
 
