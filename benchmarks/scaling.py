@@ -1,8 +1,9 @@
-"""How start-up, memory and a training step grow with the number of pictures, and a step with the number of folds.
+"""How start-up, memory and a training step grow with the number of pictures, and a step with that of folds and processes.
 
     python benchmarks/scaling.py                                 # 2,500 and 16,000 drawn pictures, folds at 224 pixels
     python benchmarks/scaling.py --pictures 500 2000             # for a laptop
     python benchmarks/scaling.py --pictures 64000 --folds        # no second table; 1.3 GB in the temporary folder
+    python benchmarks/scaling.py --pictures --folds --processes  # the third table alone, in five folds
 
 Draws JPEG files of smooth noise, one in 50 a mirrored copy, and starts on them twice at 64 pixels, each time in a process
 of its own, since the peak memory of a process never falls; Paddle and the rest, just loaded, are not counted in it. For
@@ -27,6 +28,7 @@ import paddle  # noqa: E402
 from models.teacher_model import Head, extract_features, fit_heads, load_trunk  # noqa: E402
 from utils.copies import group_pictures, known_copies  # noqa: E402
 from utils.data_utils import Pictures, load_pictures, stratified_parts  # noqa: E402
+from utils.parallel import team  # noqa: E402
 from utils.settings import Settings  # noqa: E402
 from utils.train_utils import build_fold, pictures_per_part, train  # noqa: E402
 from utils.transforms import square_side  # noqa: E402
@@ -51,7 +53,7 @@ def draw(folder, count):
         list(pool.map(one, range(count)))
 
 
-def step_time(pictures, parts, trunk, settings):
+def step_time(pictures, parts, trunk, settings, threads=runtime.CORES):
     """Median milliseconds of a training step per picture, by both clocks."""
     rng, times = np.random.default_rng(0), []
     head = Head(*(0.01 * rng.normal(size=shape).astype("f") for shape in ((2048, CATEGORIES), (1, CATEGORIES), 2048)),
@@ -63,10 +65,33 @@ def step_time(pictures, parts, trunk, settings):
         if step >= STEPS:
             raise StopAsyncIteration  # nothing in the program raises it
     try:
-        train(folds, pictures, parts, trunk, settings, runtime.CORES, on_step=on_step)
+        train(folds, pictures, parts, trunk, settings, threads, on_step=on_step)
     except StopAsyncIteration:
         steps, *both_clocks = np.diff([t for t in times if t[0] >= WARM], axis=0).T
         return 1000 * np.median(both_clocks / steps, 1) / (pictures_per_part(settings) * len(folds))
+
+
+def pictures_in_folds(k):
+    """Pictures, and their parts, for a step or two of k folds: 64 different ones of noise, none of them in a file."""
+    squares = np.random.default_rng(0).integers(0, 256, (64, *2 * [square_side(224)], 3), np.uint8)
+    n = np.arange((STEPS + 1) * pictures_per_part(Settings(num_folds=k)) * k)
+    return Pictures("", n.tolist(), n // k % CATEGORIES, list("abcdef"), [], lambda i: squares[i % 64]), n % k
+
+
+def step(threads):
+    """What one process of several, or the only one, needs for a step of five folds, and sends in it; prints it as JSON."""
+    runtime.keep_memory()
+    team.join()
+    gather, sent = team.all_gather, []
+
+    def counted(x, n):
+        sent.append(int(x.numel()) * 4)
+        return gather(x, n)
+    team.all_gather = counted
+    settings = Settings(warmup_epochs=0)
+    ms = step_time(*pictures_in_folds(5), load_trunk("", None, settings, threads), settings, threads)
+    if not team.rank:
+        print(json.dumps(dict(ms=ms.tolist(), sent=sum(sent[-2:]) * (team.size - 1))))
 
 
 def start(folder, cache, second):
@@ -99,9 +124,13 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pictures", type=int, nargs="*", default=[2500, 16000])
     parser.add_argument("--folds", type=int, nargs="*", default=[2, 5, 10], help="the first two give the model")
+    parser.add_argument("--processes", action="store_true", help="compare one process of one and two threads with two of one")
+    parser.add_argument("--step", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--start", nargs=3, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     runtime.choose_device("cpu")
+    if arguments.step:
+        return step(arguments.step)
     if arguments.start:
         return start(*arguments.start[:2], arguments.start[2] == "second")
     print(f"{runtime.processor()}, {runtime.CORES} cores, {runtime.versions()}\n\n| pictures | decode, s | copies, s | "
@@ -117,14 +146,23 @@ def main():
         peaks = np.round(first["peaks"] + second["peaks"][1:]).astype(int)
         print(f"| {count}", *times, *peaks, sep=" | ", end=" |\n", flush=True)
     print("\n| folds | a step, ms per picture, 224 pixels | on the line of the first two |\n" + 3 * "| --- " + "|")
-    rows, squares = [], np.random.default_rng(0).integers(0, 256, (64, *2 * [square_side(224)], 3), np.uint8)
+    rows = []
     for k in arguments.folds:
         settings = Settings(num_folds=k, warmup_epochs=0)
-        n = np.arange((STEPS + 1) * pictures_per_part(settings) * k)
-        pictures = Pictures("", n.tolist(), n // k % CATEGORIES, list("abcdef"), [], lambda i: squares[i % 64])
-        rows.append((k, step_time(pictures, n % k, load_trunk("", None, settings, runtime.CORES), settings)))
+        rows.append((k, step_time(*pictures_in_folds(k), load_trunk("", None, settings, runtime.CORES), settings)))
         tail = (rows[1][1] - rows[0][1]) / (rows[1][0] - rows[0][0]) if len(rows) > 1 else 0
         print(f"| {k} | {both(rows[-1][1])} | {both(rows[0][1] + (k - rows[0][0]) * tail)} |", flush=True)
+    if arguments.processes:
+        print("\n| processes | threads of each | ms per picture in five folds | pictures/s | bytes that each sends in a step |\n"
+              + 5 * "| --- " + "|")
+    for processes, threads in ((1, 1), (1, 2), (2, 1)) * arguments.processes:
+        with tempfile.TemporaryDirectory() as folder:
+            launch = ["-m", "paddle.distributed.launch", "--nproc_per_node", str(processes), "--backend", "gloo", "--log_dir",
+                      folder] if processes > 1 else []
+            printed = subprocess.run([sys.executable, *launch, __file__, "--step", str(threads)], stdout=subprocess.PIPE,
+                                     text=True, check=True).stdout
+        (line,) = (json.loads(line) for line in printed.splitlines() if line.startswith('{"ms"'))
+        print(f"| {processes} | {threads} | {line['ms'][0]:.1f} | {1000 / line['ms'][0]:.1f} | {line['sent']} |", flush=True)
 
 
 if __name__ == "__main__":
