@@ -166,9 +166,9 @@ def child(seed, first, folder, pipe):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--minutes", type=float, default=1.0)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--repeat", type=int, metavar="N")
+    parser.add_argument("--minutes", type=float, default=1.0, help="how long (default: 1)")
+    parser.add_argument("--seed", type=int, default=0, help="of the damage (default: 0)")
+    parser.add_argument("--repeat", type=int, metavar="N", help="only number N of this seed: read it and say what it gives")
     args = parser.parse_args()
     os.makedirs(FOUND, exist_ok=True)
     temporary = tempfile.mkdtemp(dir=FOUND)

@@ -98,9 +98,9 @@ def seconds_of(work):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--image_size", type=int, default=224)
+    parser.add_argument("--image_size", type=int, default=224, help="pixels (default: 224)")
     parser.add_argument("--pictures", type=int, default=2000,
-                        help="in the folder; peak memory is measured of a quarter of them, too")
+                        help="in the folder; peak memory is measured of a quarter of them, too (default: 2000)")
     args = parser.parse_args()
     size = args.image_size
     runtime.keep_memory()

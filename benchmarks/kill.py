@@ -51,8 +51,8 @@ def ends(folder):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--kills", type=int, default=30)
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--kills", type=int, default=30, help="how many (default: 30)")
+    parser.add_argument("--seed", type=int, default=0, help="of the random moments (default: 0)")
     args = parser.parse_args()
     rng, kills, runs, wrong = random.Random(args.seed), [], 0, 0
     with tempfile.TemporaryDirectory() as where:

@@ -50,9 +50,9 @@ async def measure(address, files, clients, seconds):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model_path", nargs="+", required=True)
-    parser.add_argument("--image_path", required=True)
-    parser.add_argument("--seconds", type=float, default=2)
+    parser.add_argument("--model_path", nargs="+", required=True, metavar="FILE", help="weights, as serve.py takes them")
+    parser.add_argument("--image_path", required=True, help="a picture or a folder; its first 500 are sent")
+    parser.add_argument("--seconds", type=float, default=2, help="at each number of clients (default: 2)")
     args = parser.parse_args()
     logging.getLogger("httpx").setLevel(logging.WARNING)  # Paddle lets everybody talk
     address, files = f"http://127.0.0.1:{PORT}", []

@@ -6,6 +6,7 @@
 A line on standard input is one batch of 16 of one fold; the answer is a line of JSON, seconds by part. For PyTorch, with
 its own best settings, views are not counted; for Paddle they are drawn by paddle.vision.transforms.
 """
+import argparse
 import json
 import sys
 import time
@@ -110,7 +111,12 @@ def paddle_step(size):
 
 
 if __name__ == "__main__":
-    name, step = {"torch": torch_step, "paddle": paddle_step}[sys.argv[1]](int(sys.argv[2]))
+    ways = {"torch": torch_step, "paddle": paddle_step}
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("framework", choices=ways, help="which this Python must have; the other is not needed")
+    parser.add_argument("image_size", type=int, help="pixels, such as 224")
+    args = parser.parse_args()
+    name, step = ways[args.framework](args.image_size)
     step()  # the first one warms up
     print(json.dumps(name), flush=True)
     for _ in sys.stdin:

@@ -66,7 +66,7 @@ def batches_per_second(make, threads, steps=60):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--image_size", type=int, default=224)
+    parser.add_argument("--image_size", type=int, default=224, help="pixels (default: 224)")
     s = Settings(image_size=parser.parse_args().image_size)
     runtime.keep_memory()
     runtime.choose_device("cpu")

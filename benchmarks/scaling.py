@@ -122,8 +122,10 @@ def start(folder, cache, second):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--pictures", type=int, nargs="*", default=[2500, 16000])
-    parser.add_argument("--folds", type=int, nargs="*", default=[2, 5, 10], help="the first two give the model")
+    parser.add_argument("--pictures", type=int, nargs="*", default=[2500, 16000],
+                        help="a row of the table each (default: 2500 16000)")
+    parser.add_argument("--folds", type=int, nargs="*", default=[2, 5, 10],
+                        help="the first two give the line (default: 2 5 10); none: no second table")
     parser.add_argument("--processes", action="store_true", help="compare one process of one and two threads with two of one")
     parser.add_argument("--step", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--start", nargs=3, help=argparse.SUPPRESS)

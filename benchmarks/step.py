@@ -164,7 +164,7 @@ def median(rows, part):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--image_size", type=int, default=224)
+    parser.add_argument("--image_size", type=int, default=224, help="pixels (default: 224)")
     parser.add_argument("--torch", metavar="PYTHON", help="a Python that has PyTorch")
     args = parser.parse_args()
     runtime.keep_memory()
