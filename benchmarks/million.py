@@ -22,6 +22,16 @@ import numpy as np  # noqa: E402
 from utils.copies import group_pictures, known_copies  # noqa: E402
 from utils.data_utils import find_categories, load_pictures, stratified_parts, walk  # noqa: E402
 
+both = "{0[0]:.1f} | {0[1]:.1f}".format
+
+
+def clocks():
+    return np.array([time.perf_counter(), time.process_time()])
+
+
+def peak():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
 
 def draw(folder, count, distinct):
     paths = []
@@ -35,47 +45,39 @@ def draw(folder, count, distinct):
             os.link(paths[i % distinct], os.path.join(os.path.dirname(paths[i % distinct]), f"{i:07}.jpg"))
 
 
+def start(folder, cache, row):
+    """The steps of main.py before the first network, a row of the table for each."""
+    pictures = load_pictures(folder, 32, cache_dir=cache, cache_gb=1000)
+    row("list again, decode, check, fill the cache")
+    groups = group_pictures(len(pictures), known_copies(pictures, near=False))
+    row("find identical pictures")
+    stratified_parts(pictures.labels, 5, 42, pictures.categories, groups)
+    row("cut into five parts, copies together")
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pictures", type=int, default=1000000, help="files in the folder (default: a million)")
     parser.add_argument("--distinct", type=int, default=20000, help="of them not hard links of another (default: 20000)")
     args = parser.parse_args()
     runtime.keep_memory()
-    runtime.choose_device("cpu")
-    print(f"{runtime.processor()}, {runtime.CORES} cores, {runtime.versions()}")
     with tempfile.TemporaryDirectory() as place:
         folder, cache = os.path.join(place, "set"), os.path.join(place, "cache")
         draw(folder, args.pictures, args.distinct)
+        print(f"{runtime.processor()}, {runtime.CORES} cores, {runtime.versions()}\n\n| {args.pictures} files, "
+              f"{args.distinct} distinct | s | processor time, s | peak so far, MB |\n| --- | --- | --- | --- |")
+        before, times = peak(), [clocks()]
 
-        def peak():
-            return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-        before = peak()
-
-        def timed(what, work):
-            began = np.array([time.perf_counter(), time.process_time()])
-            result = work()
-            seconds, processor = np.array([time.perf_counter(), time.process_time()]) - began
-            print(f"| {what} | {seconds:.1f} | {processor:.1f} | {peak() - before:.0f} |", flush=True)
-            return result
-
-        def scan():
-            return load_pictures(folder, 32, cache_dir=cache, cache_gb=1000)
-
-        def copies(pictures):
-            return group_pictures(len(pictures), known_copies(pictures, near=False))
-
-        def cut(pictures, groups):
-            return stratified_parts(pictures.labels, 5, 42, pictures.categories, groups)
-        print(f"\n| {args.pictures} files, {args.distinct} distinct | s | processor time, s | peak so far, MB |\n"
-              "| --- | --- | --- | --- |")
-        timed("list them, with sizes and times", lambda: sum(
-            os.stat(os.path.join(folder, category, file)).st_size
-            for category in find_categories(folder) for file in walk(os.path.join(folder, category))[0]))
-        pictures = timed("list again, decode, check, fill the cache", scan)
-        groups = timed("find identical pictures", lambda: copies(pictures))
-        timed("cut into five parts, copies together", lambda: cut(pictures, groups))
-        del pictures, groups
-        timed("list, copies and parts the second time", lambda: cut(again := scan(), copies(again)))
+        def row(what):
+            times.append(clocks())
+            print(f"| {what} | {both(times[-1] - times[-2])} | {peak() - before:.0f} |", flush=True)
+        for category in find_categories(folder):
+            for file in walk(os.path.join(folder, category))[0]:
+                os.stat(os.path.join(folder, category, file))
+        row("list them, with sizes and times")
+        start(folder, cache, row)
+        start(folder, cache, lambda _: None)
+        row("all of that the second time")
 
 
 if __name__ == "__main__":

@@ -30,9 +30,10 @@ kill_all() {
 }
 
 clean_up() {
+    exec 2> /dev/null  # bash names each process that was killed
     kill_all
-    wait 2> /dev/null  # no word of each killed one
-    for host in "${hosts[@]}"; do ip netns del "$host" 2> /dev/null || true; done
+    wait
+    for host in "${hosts[@]}"; do ip netns del "$host" || true; done
     rm -rf "$work"
 }
 trap clean_up EXIT
