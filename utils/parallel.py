@@ -23,8 +23,8 @@ import paddle.distributed as dist
 from utils import runtime
 from utils.settings import InputError
 
-
-SILENT = 120  # seconds without a sign of life, after which a process is taken for lost
+SILENT = 60  # seconds without a sign of life, after which a process is taken for lost
+POLL = 0.005  # seconds
 
 
 @contextlib.contextmanager
@@ -46,47 +46,63 @@ class Team:
     rank, size = 0, 1
     place, here = 0, 1  # the same among those that share this machine
     lost = ""           # which of the others has ended or fallen silent, and why
+    last_words = ""     # why this one ends
 
     def join(self):
         """Find the others, if paddle.distributed.launch started this process."""
         if int(os.environ.get("PADDLE_TRAINERS_NUM", "1")) > 1:
             with reported():
                 dist.init_parallel_env()
-            self.store, self.barriers = paddle.base.core.create_or_get_global_tcp_store(), 0
             self.rank, self.size = dist.get_rank(), dist.get_world_size()
             endpoints = os.environ["PADDLE_TRAINER_ENDPOINTS"].split(",")
             hosts = [e.split(":")[0] for e in endpoints]
             self.place, self.here = (h.count(hosts[self.rank]) for h in (hosts[:self.rank], hosts))
-            # a connection of its own: two threads must not share one
             host, port = os.environ.get("PADDLE_MASTER", endpoints[0]).split(":")
-            self.line, self.leaving = paddle.base.core.TCPStore(host, int(port), False, 0, SILENT), threading.Event()
+            self.store = paddle.base.core.TCPStore(host, int(port), False, 0, 900)
+            self.reached = self.passed = self.rounds = 0  # barriers, by this process and by all; rounds of the listener
+            self.called, self.leaving = threading.Event(), False
             listener = threading.Thread(target=self._listen, daemon=True)
             listener.start()
-            atexit.register(lambda: (self.leaving.set(), listener.join(5)))
+            atexit.register(lambda: (setattr(self, "leaving", True), self.called.set(), listener.join(5)))
 
     def _listen(self):
-        """Every second give a sign of life, and see whether the others gave one or have ended."""
-        seen = {rank: (0, time.monotonic()) for rank in range(self.size)}
-        while not self.lost and not self.leaving.wait(1):
-            try:
-                if self.line.add("ended", 0):
-                    self.lost = self.line.get("why").decode()
-                for rank, (signs, since) in seen.items():
-                    now = self.line.add(f"alive{rank}", int(rank == self.rank))
-                    if now > signs:
-                        seen[rank] = now, time.monotonic()
-                    elif time.monotonic() - since > SILENT:
-                        self.lost = f"process {rank} has been silent for {SILENT} s"
-            except RuntimeError:  # the first process, which has them all, is gone
-                return
+        """Tell of barriers and of the end, and every second give a sign of life and see whether the others gave one.
+
+        In a thread: where the link is lost, what it asks of the first process is never answered.
+        """
+        signs, missed, looked, told = [0] * self.size, [0] * self.size, 0, 0
+        try:
+            while not self.lost and not self.leaving:
+                if told < self.reached:
+                    told += 1
+                    self.store.add(f"barrier{told}", 1)
+                if self.passed < told and self.store.add(f"barrier{told}", 0) == self.size:
+                    self.called.clear()
+                    self.passed = told
+                if self.last_words:
+                    self.store.set("why", f"process {self.rank} ended: {self.last_words}")
+                    self.store.add("ended", 1)
+                    return
+                if time.monotonic() - looked >= 1:
+                    looked = time.monotonic()
+                    for rank, before in enumerate(signs):
+                        signs[rank] = self.store.add(f"alive{rank}", int(rank == self.rank))
+                        missed[rank] = 0 if signs[rank] > before else missed[rank] + 1  # no times: a laptop may sleep
+                        if missed[rank] > SILENT:
+                            self.lost = f"process {rank} has been silent for {SILENT} s"
+                    if self.store.add("ended", 0):
+                        self.lost = self.store.get("why").decode()
+                self.rounds += 1
+                time.sleep(POLL) if self.called.is_set() else self.called.wait(1)
+        except RuntimeError:
+            self.lost = "the first process has ended; its workerlog says why"
 
     def end(self, why):
         """Tell the others why this process ends; takes the 2 s that they need to hear it."""
         if self.size > 1 and not self.lost:
-            with contextlib.suppress(RuntimeError):
-                self.store.set("why", f"process {self.rank} ended: {why}")
-                self.store.add("ended", 1)
-                time.sleep(2)
+            self.last_words = why
+            self.called.set()
+            time.sleep(2)
 
     def cores(self):
         """Processor cores for this process: those of the machine are shared out."""
@@ -96,13 +112,16 @@ class Team:
         """Wait for all, however long: one may decode pictures, or compare millions of them, while the others wait."""
         if self.size == 1:
             return
-        self.barriers += 1
-        with reported():
-            self.store.add(f"barrier{self.barriers}", 1)
-            while self.store.add(f"barrier{self.barriers}", 0) < self.size:
-                if self.lost:
-                    raise InputError(self.lost)
-                time.sleep(0.005)
+        self.reached += 1
+        self.called.set()
+        rounds, unheard = self.rounds, 0
+        while self.passed < self.reached:
+            rounds, unheard = self.rounds, unheard + 1 if self.rounds == rounds else 0
+            if unheard > SILENT / POLL:
+                self.lost = f"process {self.rank} has not heard of the others for {SILENT} s"
+            if self.lost:
+                raise InputError(self.lost)
+            time.sleep(POLL)
 
     def rows(self, n):
         """The share of this process in n rows, int64; the last one again where they do not come out even."""
