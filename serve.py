@@ -136,8 +136,8 @@ def build_app(model_path, min_confidence=0.0):
     # few at a time: a picture of 120 million pixels takes 700 MB while it is read, as a file of 15 kB too
     reading, drawing = ThreadPoolExecutor(min(2, runtime.CORES)), ThreadPoolExecutor(1)
 
-    def view_of(data):
-        return eval_view(to_square(decode(data), square_side(size)), size)
+    def view_of(upload):  # reads the file too: until then it waits on the disk
+        return eval_view(to_square(decode(upload.file.read()), square_side(size)), size)
 
     def heat_of(view, probabilities):
         return "data:image/jpeg;base64," + base64.b64encode(explain(view, probabilities.argmax())).decode()
@@ -145,7 +145,7 @@ def build_app(model_path, min_confidence=0.0):
     async def one(upload, heat):
         found, run = {"name": upload.filename or ""}, asyncio.get_running_loop().run_in_executor
         try:
-            view = await run(reading, view_of, await upload.read())
+            view = await run(reading, view_of, upload)
         except UnreadablePicture as e:
             return found | {"error": str(e)}
         probabilities = await asyncio.wrap_future(batches.submit(view))
