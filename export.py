@@ -24,7 +24,8 @@ from scipy.special import softmax
 
 from inference import expand, find_pictures, load_export, load_students, read_views
 from models.student_model import Ensemble
-from utils.process import quoted
+from utils.checkpoint import EXPORTS
+from utils.process import quoted, writable
 from utils.settings import InputError
 from utils.tables import read_csv
 from utils.transforms import normalise
@@ -48,17 +49,27 @@ def parse(argv):
     group.add_argument("--pixels", action="store_true",
                        help="build the normalisation in: the network takes uint8 RGB [B, S, S, 3]")
     args = parser.parse_args(argv)
-    args.model_path = expand(args.model_path)
+    args.model_path, args.format = expand(args.model_path), [*dict.fromkeys(args.format)]  # each once
+    for path in args.model_path:
+        if path.endswith(EXPORTS):
+            raise InputError(f"--model_path {path}: is an export already; name the .pdparams files that main.py wrote")
+    if os.path.lexists(args.output):
+        raise InputError(f"--output {args.output}: exists already; choose another name, or remove it first")
+    parent = os.path.dirname(os.path.abspath(args.output))
+    if not os.path.isdir(parent):
+        raise InputError(f"--output {args.output}: there is no folder {parent}; make it first, or choose another name")
+    writable("output", parent)
     return args
 
 
 def main(argv=None):
     args = parse(argv)
-    if os.path.lexists(args.output):
-        raise InputError(f"--output {args.output}: exists already; choose another name, or remove it first")
     runtime.choose_device("cpu")
     about, students, temperatures = load_students(args.model_path)
     size = about["image_size"]
+    if len(students) > 1:
+        for key in ("fold", "epoch", "scores", "temperature"):  # of the first alone
+            about.pop(key, None)
     if "int8" in args.format and len(students) > 1:
         raise InputError("int8 takes one student: only of one are there pictures that it never saw, to judge it by")
     views = some_views(args.image_path or about.get("settings", {}).get("data_dir", "?"), size, 2 * CHECKED)

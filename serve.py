@@ -13,11 +13,13 @@ import argparse
 import asyncio
 import base64
 import contextlib
+import logging
 import os
 import queue
 import socket
 import sys
 import threading
+import time
 from concurrent.futures import Future, ThreadPoolExecutor
 
 try:
@@ -108,6 +110,21 @@ class Limits:
         await response(scope, limited, send)
 
 
+class Server(uvicorn.Server):
+    """Also ends connections on which no request comes: uvicorn waits for a header forever, until it is out of files."""
+    since = {}  # by connection and its last request: when it was first seen without one that is worked on
+
+    async def on_tick(self, counter):
+        if counter % 10 == 0:  # once a second
+            now = time.monotonic()
+            self.since = {(c, c.cycle): self.since.get((c, c.cycle), now) for c in self.server_state.connections
+                          if c.cycle is None or c.cycle.response_complete}
+            for (connection, last), began in self.since.items():
+                if now - began > (KEEP_ALIVE if last else MOST_SECONDS):
+                    connection.transport.abort()  # close would wait for those who do not read their answer
+        return await super().on_tick(counter)
+
+
 def build_app(model_path, min_confidence=0.0):
     """The service as an ASGI application."""
     about, answer, explain = load_model(model_path)
@@ -119,8 +136,8 @@ def build_app(model_path, min_confidence=0.0):
     # few at a time: a picture of 120 million pixels takes 700 MB while it is read, as a file of 15 kB too
     reading, drawing = ThreadPoolExecutor(min(2, runtime.CORES)), ThreadPoolExecutor(1)
 
-    def view_of(data):
-        return eval_view(to_square(decode(data), square_side(size)), size)
+    def view_of(upload):  # reads the file too: until then it waits on the disk
+        return eval_view(to_square(decode(upload.file.read()), square_side(size)), size)
 
     def heat_of(view, probabilities):
         return "data:image/jpeg;base64," + base64.b64encode(explain(view, probabilities.argmax())).decode()
@@ -128,7 +145,7 @@ def build_app(model_path, min_confidence=0.0):
     async def one(upload, heat):
         found, run = {"name": upload.filename or ""}, asyncio.get_running_loop().run_in_executor
         try:
-            view = await run(reading, view_of, await upload.read())
+            view = await run(reading, view_of, upload)
         except UnreadablePicture as e:
             return found | {"error": str(e)}
         probabilities = await asyncio.wrap_future(batches.submit(view))
@@ -186,8 +203,10 @@ def main(argv=None):
     if not 0 <= args.port < 2**16:
         raise InputError(f"--port {args.port}: must be at least 0 and at most {2**16 - 1}")
     runtime.choose_device("cpu")
-    config = uvicorn.Config(build_app(paths, args.min_confidence), log_level="warning", timeout_keep_alive=KEEP_ALIVE,
-                            timeout_graceful_shutdown=MOST_SECONDS)
+    logging.getLogger("asyncio").setLevel(logging.CRITICAL)  # out of files it complains at 1 MB a second
+    # h11 and no WebSockets: what Server knows, whatever else is installed
+    config = uvicorn.Config(build_app(paths, args.min_confidence), http="h11", ws="none", log_level="warning",
+                            timeout_keep_alive=KEEP_ALIVE, timeout_graceful_shutdown=MOST_SECONDS)
     try:
         listening = socket.create_server((args.host, args.port), backlog=128,
                                          family=socket.AF_INET6 if ":" in args.host else socket.AF_INET)
@@ -201,7 +220,7 @@ def main(argv=None):
         print(f"{len(paths)} file{'s' * (len(paths) > 1)}; open http://{reach}:{listening.getsockname()[1]} (Ctrl-C ends "
               "it)", flush=True)
         with contextlib.suppress(KeyboardInterrupt):  # which it raises again when all is answered
-            uvicorn.Server(config).run([listening])
+            Server(config).run([listening])
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@ import csv
 import glob
 import json
 import os
+import sys
 
 import numpy as np
 import paddle
@@ -49,6 +50,7 @@ def test_exports_answer_like_their_students(sample, weights, tmp_path, capfd, co
     with open(os.path.join(folder, "about.json"), encoding="utf-8") as f:
         about = json.load(f)
     assert about["input"].startswith("uint8 [B, 32, 32, 3]" if pixels else "float32 [B, 3, 32, 32]")
+    assert ("scores" in about) == (count == 1)
     if int8:
         assert sizes["model.int8.onnx"] < 0.3 * sizes["model.onnx"]
     with pytest.raises(InputError, match="exists already"):
@@ -91,9 +93,20 @@ def test_an_export_that_is_not_the_same_is_not_kept(sample, weights, tmp_path, m
     assert os.listdir(tmp_path) == []
 
 
+def test_paddle_alone_needs_no_onnx_and_several_have_nothing_of_the_first_alone(sample, weights, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "paddle2onnx", None)
+    folder = tmp_path / "exported"
+    export.main(["--model_path", *weights[:2], "--output", str(folder), "--format", "paddle", "paddle"])
+    about, answer, _ = inference.load_model([str(folder / "model.pdiparams")])
+    assert not {"fold", "epoch", "scores", "temperature"} & set(about) and len(about["temperatures"]) == 2
+    assert answer(np.zeros((1, 32, 32, 3), np.uint8)).shape == (1, 4)
+
+
 def test_wrong_exports_are_one_line(sample, weights, tmp_path):
     for wrong, why in ((["--image_path", str(tmp_path)], "no picture in"),
                        (["--model_path", *weights, "--format", "int8"], "int8 takes one student"),
+                       (["--output", str(tmp_path / "missing" / "exported")], "--output .*: there is no folder .*missing;"),
+                       (["--model_path", "exported/model.onnx"], "--model_path exported/model.onnx: is an export already"),
                        (["--model_path", str(tmp_path / "none.pdparams")], "none.pdparams does not exist")):
         with pytest.raises(InputError, match=why):
             export.main(["--model_path", weights[0], "--output", str(tmp_path / "exported"), *wrong])

@@ -5,6 +5,7 @@ import glob
 import queue
 import re
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -199,6 +200,28 @@ def test_who_gave_up_costs_those_who_came_together_nothing():
     go.set()
     assert [first.result(10), futures[1].result(10), futures[3].result(10)] == [0, 2, 4]
     assert sizes == [1, 2]
+
+
+def test_connections_without_a_request_are_ended(weights):
+    short = "import serve, sys; serve.MOST_SECONDS, serve.KEEP_ALIVE = 2, 3; serve.main(sys.argv[1:])"
+    process = subprocess.Popen([sys.executable, "-c", short, "--model_path", weights[0], "--port", "0"], cwd=ROOT,
+                               stdout=subprocess.PIPE, encoding="utf-8")
+    try:
+        address = re.search(r"http://127.0.0.1:(\d+)", process.stdout.readline())
+        ends = {}
+        for sent in (b"", b"GET /health HTT", b"GET /health HTTP/1.1\r\nHost: x\r\n\r\nGET /he",
+                     b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Type: multipart/form-data; boundary=x\r\n"
+                     b"Content-Length: 9\r\n\r\n--x"):
+            ends[sent] = socket.create_connection(("127.0.0.1", int(address[1])), timeout=60)
+            ends[sent].sendall(sent)
+        received = []
+        for end in ends.values():
+            with end, end.makefile("rb") as f:
+                received.append(f.read())  # to the end of the connection
+        assert received[:2] == [b"", b""] and b" 200 " in received[2] and b" 408 " in received[3]
+        assert httpx.get(address[0] + "/health").json()["status"] == "ok"
+    finally:
+        process.kill()
 
 
 def test_a_port_that_is_taken_is_one_line(service, weights):
