@@ -53,7 +53,7 @@ def parse(argv):
     for path in args.model_path:
         if path.endswith(EXPORTS):
             raise InputError(f"--model_path {path}: is an export already; name the .pdparams files that main.py wrote")
-    if os.path.lexists(args.output):
+    if os.path.lexists(args.output or "."):
         raise InputError(f"--output {args.output}: exists already; choose another name, or remove it first")
     parent = os.path.dirname(os.path.abspath(args.output))
     if not os.path.isdir(parent):

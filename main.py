@@ -152,6 +152,7 @@ def main(argv=None):
     team.broadcast(start)
     with checkpointer:
         train(folds + controls, pictures, parts, trunk, settings, threads, on_epoch, checkpointer.after_step, start)
+    team.leave()  # the others are done
     failed = [f"{f.name} stopped at {f.failed}" for f in folds + controls if f.failed]
     folds = [f for f in folds if f.history]
     if not folds:
@@ -218,6 +219,7 @@ def follow():
         team.barrier()
         after_step()
     train(folds, pictures, parts, trunk, settings, threads, after_epoch, after_step, team.broadcast())
+    team.leave()
 
 
 def check_alike(settings, alike):
@@ -281,3 +283,6 @@ if __name__ == "__main__":
     except Stopped as stopped:
         print(f"stopped; {stops.advice or 'nothing new is saved'}", file=sys.stderr)
         sys.exit(128 + stopped.args[0])
+    except (Exception, SystemExit) as error:  # a mistake of ours, or in the options
+        team.end(f"{type(error).__name__}: {error}")
+        raise

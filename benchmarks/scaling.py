@@ -135,9 +135,10 @@ def main():
         return step(arguments.step)
     if arguments.start:
         return start(*arguments.start[:2], arguments.start[2] == "second")
-    print(f"{runtime.processor()}, {runtime.CORES} cores, {runtime.versions()}\n\n| pictures | decode, s | copies, s | "
-          "parts, s | second start, s | a step, ms per picture | MB: start | features, heads | training |\n"
-          + 9 * "| --- " + "|")
+    print(f"{runtime.processor()}, {runtime.CORES} cores, {runtime.versions()}")
+    if arguments.pictures:
+        print("\n| pictures | decode, s | copies, s | parts, s | second start, s | a step, ms per picture | MB: start | "
+              "features, heads | training |\n" + 9 * "| --- " + "|")
     for count in arguments.pictures:
         with tempfile.TemporaryDirectory() as folder:
             draw(os.path.join(folder, "set"), count)
@@ -147,7 +148,8 @@ def main():
         times = map(both, [*first["times"], np.sum(second["times"], 0), second["step"]])
         peaks = np.round(first["peaks"] + second["peaks"][1:]).astype(int)
         print(f"| {count}", *times, *peaks, sep=" | ", end=" |\n", flush=True)
-    print("\n| folds | a step, ms per picture, 224 pixels | on the line of the first two |\n" + 3 * "| --- " + "|")
+    if arguments.folds:
+        print("\n| folds | a step, ms per picture, 224 pixels | on the line of the first two |\n" + 3 * "| --- " + "|")
     rows = []
     for k in arguments.folds:
         settings = Settings(num_folds=k, warmup_epochs=0)

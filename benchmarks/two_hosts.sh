@@ -105,7 +105,7 @@ echo
 if [ "$mode" = cut ]; then
     [[ ${statuses[0]} != 0 && ${statuses[1]} != 0 ]] || problems+=("a side ended well")
     for i in 1 2; do
-        grep -Eq "^error: process .* (lost another one|silent|not heard)" "${logs[i - 1]}" \
+        grep -Eq "^error: .*(lost another one|has ended|silent|not heard)" "${logs[i - 1]}" \
             || problems+=("host $i does not say that it lost the other")
     done
     [ -z "$(find "$work/here/logs" -name report.txt)" ] || problems+=("there is a report")

@@ -142,23 +142,24 @@ def test_one_of_several_processes_killed_the_run_ends_the_same(whole):
     assert again.returncode == 0 and "is finished; its report: " in again.stdout, again.stderr
 
 
-@pytest.mark.parametrize("last_words, heard", [
-    ("team.end('the disk is full')", "process 1 ended: the disk is full"),
-    ("os.kill(os.getpid(), 9)", "process 1 has been silent for 3 s"),
+@pytest.mark.parametrize("who, last_words, at_work, heard", [
+    (1, "team.end('no room for \\udcff')", "team.barrier()", "process 1 ended: no room for \\udcff"),
+    (1, "os.kill(os.getpid(), 9)", "team.barrier()", "process 1 has been silent for 3 s"),
+    (0, "os.kill(os.getpid(), 9)", "team.barrier()", "the first process has ended"),
+    (1, "team.end('the disk is full')", "time.sleep(90)", "error: process 1 ended: the disk is full"),
 ])
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="Paddle launches processes without a GPU on Linux only")
-def test_who_waits_for_a_process_on_another_machine_hears_that_it_ended(last_words, heard):
-    code = ("import os; from utils import parallel; parallel.SILENT = 3; from utils.parallel import team; team.join()\n"
-            f"if team.rank: {last_words}; os._exit(1)\n"
-            "team.barrier()")
+def test_a_process_hears_that_another_one_ended_on_whatever_machine(who, last_words, at_work, heard):
+    code = ("import os, time; from utils import parallel; parallel.SILENT, parallel.GRACE = 3, 1; team = parallel.team\n"
+            f"team.join()\nif team.rank == {who}: {last_words}; os._exit(1)\n{at_work}")
     with contextlib.ExitStack() as stack:
         free = [stack.enter_context(socket.create_server(("127.0.0.1", 0))).getsockname()[1] for _ in range(3)]
     places = [f"127.0.0.1:{port}" for port in free]
-    first, _ = [subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stderr=subprocess.PIPE, text=True, env={
+    processes = [subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stderr=subprocess.PIPE, text=True, env={
         **os.environ, "PADDLE_TRAINER_ID": str(rank), "PADDLE_TRAINERS_NUM": "2", "PADDLE_MASTER": places[2],
         "PADDLE_TRAINER_ENDPOINTS": ",".join(places[:2]), "PADDLE_CURRENT_ENDPOINT": places[rank],
         "PADDLE_DISTRI_BACKEND": "gloo"}) for rank in (0, 1)]
-    assert heard in first.communicate(timeout=100)[1]
+    assert heard in processes[1 - who].communicate(timeout=80)[1] and processes[1 - who].returncode == 1
 
 
 @pytest.mark.skipif(WINDOWS, reason="needs a small tmpfs")

@@ -13,6 +13,7 @@ The first process runs main.py and alone prints and writes; the others run follo
 import atexit
 import contextlib
 import os
+import sys
 import threading
 import time
 
@@ -21,10 +22,12 @@ import paddle
 import paddle.distributed as dist
 
 from utils import runtime
+from utils.process import stops
 from utils.settings import InputError
 
 SILENT = 60  # seconds without a sign of life, after which a process is taken for lost
-POLL = 0.005  # seconds
+GRACE = 40   # seconds more, in which it ends by itself if it waits for Paddle, which gives up after 30
+POLL = 0.005
 
 
 @contextlib.contextmanager
@@ -60,10 +63,10 @@ class Team:
             host, port = os.environ.get("PADDLE_MASTER", endpoints[0]).split(":")
             self.store = paddle.base.core.TCPStore(host, int(port), False, 0, 900)
             self.reached = self.passed = self.rounds = 0  # barriers, by this process and by all; rounds of the listener
-            self.called, self.leaving = threading.Event(), False
-            listener = threading.Thread(target=self._listen, daemon=True)
-            listener.start()
-            atexit.register(lambda: (setattr(self, "leaving", True), self.called.set(), listener.join(5)))
+            self.called, self.left = threading.Event(), threading.Event()
+            self.listener = threading.Thread(target=self._listen, daemon=True)
+            self.listener.start()
+            atexit.register(self.leave)
 
     def _listen(self):
         """Tell of barriers and of the end, and every second give a sign of life and see whether the others gave one.
@@ -72,7 +75,7 @@ class Team:
         """
         signs, missed, looked, told = [0] * self.size, [0] * self.size, 0, 0
         try:
-            while not self.lost and not self.leaving:
+            while not self.lost and not self.left.is_set():
                 if told < self.reached:
                     told += 1
                     self.store.add(f"barrier{told}", 1)
@@ -80,7 +83,7 @@ class Team:
                     self.called.clear()
                     self.passed = told
                 if self.last_words:
-                    self.store.set("why", f"process {self.rank} ended: {self.last_words}")
+                    self.store.set("why", self.last_words)
                     self.store.add("ended", 1)
                     return
                 if time.monotonic() - looked >= 1:
@@ -94,13 +97,24 @@ class Team:
                         self.lost = self.store.get("why").decode()
                 self.rounds += 1
                 time.sleep(POLL) if self.called.is_set() else self.called.wait(1)
-        except RuntimeError:
+        except (RuntimeError, ValueError, OSError):
             self.lost = "the first process has ended; its workerlog says why"
+        if not self.left.wait(GRACE):  # it works alone, or a GPU waits for ever
+            print(f"error: {self.lost}" + (f"; {stops.advice}" if stops.advice else ""), file=sys.stderr, flush=True)
+            os._exit(1)
+
+    def leave(self):
+        """From now on the others may end."""
+        if self.size > 1:
+            self.left.set()
+            self.called.set()
+            self.listener.join(5)
 
     def end(self, why):
         """Tell the others why this process ends; takes the 2 s that they need to hear it."""
         if self.size > 1 and not self.lost:
-            self.last_words = why
+            why = f"process {self.rank} ended: " + str(why).strip().splitlines()[-1]
+            self.last_words = why.encode("utf-8", "backslashreplace").decode()  # names of files are any bytes
             self.called.set()
             time.sleep(2)
 
