@@ -9,28 +9,19 @@ the largest of the process so far, Paddle and the rest, just loaded, not counted
 """
 import argparse
 import os
-import resource
 import sys
 import tempfile
-import time
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), os.pardir))
 from utils import runtime  # noqa: E402
 import cv2  # noqa: E402
 import numpy as np  # noqa: E402
 
+from benchmarks.scaling import clocks, peak  # noqa: E402
 from utils.copies import group_pictures, known_copies  # noqa: E402
 from utils.data_utils import find_categories, load_pictures, stratified_parts, walk  # noqa: E402
 
 both = "{0[0]:.1f} | {0[1]:.1f}".format
-
-
-def clocks():
-    return np.array([time.perf_counter(), time.process_time()])
-
-
-def peak():
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
 def draw(folder, count, distinct):

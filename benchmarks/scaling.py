@@ -41,6 +41,11 @@ def clocks():
     return np.array([time.perf_counter(), time.process_time()])
 
 
+def peak():
+    """Largest memory of this process so far, MB."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
 def draw(folder, count):
     def one(i):
         rng = np.random.default_rng(i - (i % 50 == 1))  # number 1 mirrors number 0
@@ -96,8 +101,6 @@ def step(threads):
 
 def start(folder, cache, second):
     """A start of main.py on a folder; the second time also what comes next. Prints seconds and MB as JSON."""
-    def peak():
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     runtime.keep_memory()
     settings, threads = Settings(image_size=64, warmup_epochs=0, head_c=1e-5), runtime.CORES  # head_c: fitted sooner
     before, times = peak(), [clocks()]

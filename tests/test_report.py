@@ -16,7 +16,7 @@ from utils.cost import cost, count
 from utils.data_utils import Pictures
 from utils.pictures import read_picture
 from utils.plots import contact_sheet, shorten
-from utils.report import Answers, all_answers, build_report, write_report
+from utils.report import Answers, all_answers, build_report, report_text, write_report
 from utils.run_log import COLUMNS, RunLog
 from utils.statistics import (calibration_error, compare, coverage, cross_fitted_epochs, fit_temperature,
                               needed_confidence, reliability, wilson)
@@ -141,6 +141,16 @@ def test_every_figure_follows_from_the_csv(tmp_path, trained, with_control):
     assert text == (tmp_path / "report.txt").read_text("utf-8")
     plots = "report", "confusion_matrix", "curves", "confidence", "mistakes"
     assert all((tmp_path / f"{f}.png").stat().st_size > 5000 for f in plots)
+
+
+def test_a_weak_teacher_is_advised_against_unless_its_student_beats_the_control(tmp_path):
+    _, report, _ = make_run(tmp_path, [0, 1, 2], True)
+    oof = report["out_of_fold"]
+    oof["student_cross_fitted"]["accuracy"] = 0.7
+    for teacher, control, advised, compared in ((0.6, 0.65, False, True), (0.6, 0.75, True, False), (0.8, 0.65, False, False)):
+        oof["teacher"]["accuracy"], oof["control_cross_fitted"]["accuracy"] = teacher, control
+        text = report_text(report)
+        assert ("may hold the student" in text, "so is the control without one: 0.6500" in text) == (advised, compared)
 
 
 def test_a_run_without_mistakes(tmp_path):

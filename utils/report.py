@@ -168,8 +168,8 @@ def report_text(report):
         "Cross-fitted: the other folds chose it." if len(folds) > 1 else
         "A cross-fitted score needs two folds: there is none."))
     lines.append(f"Student and teacher agree on {report['agreement_with_teacher']:.1%} of the pictures.")
-    control = oof.get(report["headline"].replace("student", "control"))
-    if teacher["accuracy"] < best["accuracy"] and control and control["accuracy"] < best["accuracy"]:
+    control = oof.get(report["headline"].replace("student", "control"), best)
+    if control["accuracy"] < best["accuracy"] > teacher["accuracy"]:
         lines.append(f"The teacher is weaker than its student, but so is the control without one: {control['accuracy']:.4f}.")
     elif teacher["accuracy"] < best["accuracy"]:
         lines += [f"note: the teacher ({teacher['accuracy']:.4f}) is weaker than its student ({best['accuracy']:.4f}); "
