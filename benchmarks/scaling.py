@@ -34,6 +34,7 @@ from utils.train_utils import build_fold, pictures_per_part, train  # noqa: E402
 from utils.transforms import square_side  # noqa: E402
 
 CATEGORIES, STEPS, WARM = 6, 16, 4
+FEWEST = 400  # pictures, for so many steps
 both = "{0[0]:.1f} ({0[1]:.1f})".format
 
 
@@ -126,13 +127,15 @@ def start(folder, cache, second):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pictures", type=int, nargs="*", default=[2500, 16000],
-                        help="a row of the table each (default: 2500 16000)")
+                        help=f"a row of the table each, at least {FEWEST} (default: 2500 16000)")
     parser.add_argument("--folds", type=int, nargs="*", default=[2, 5, 10],
                         help="the first two give the line (default: 2 5 10); none: no second table")
     parser.add_argument("--processes", action="store_true", help="compare one process of one and two threads with two of one")
     parser.add_argument("--step", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--start", nargs=3, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
+    if min(arguments.pictures, default=FEWEST) < FEWEST:
+        parser.error(f"--pictures {min(arguments.pictures)}: at least {FEWEST}, or there are too few steps to time")
     runtime.choose_device("cpu")
     if arguments.step:
         return step(arguments.step)
