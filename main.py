@@ -168,7 +168,7 @@ def main(argv=None):
                 for name, layer in (("student", folds[0].student), ("teacher", whole_teacher))}
     answers = all_answers(folds, controls, teacher, pictures.labels)
     report = build_report(folds, answers, pictures, parts, groups, networks)
-    report.update(run=run, failed=failed, settings=settings.to_json(), versions=runtime.versions())
+    report.update(run=run, failed=failed, versions=runtime.versions())
     for f, figures in zip(folds, report["folds"]):
         update_about(weights_path(settings, f), temperature=figures["temperature"])
     text = write_report(folder, report, folds, answers, pictures, groups)

@@ -38,7 +38,7 @@ PLAIN = dict(flip_horizontal=0.0, flip_vertical=0.0, rotation=0.0, crop_pad=0, b
              saturation=0.0, hue=0.0, erasing=0.0)
 SOFT_LABELS = dict(alpha=0.5, temperature=4.0, feature_weight=0.0)
 DEFAULT, CONTROL = "default", "no teacher (control)"
-FROZEN_NORM = "BatchNorm of the tail as ImageNet left it"
+FROZEN_NORM = "BatchNorm statistics of the tail frozen"
 
 
 def passes(settings, wanted):
@@ -118,6 +118,9 @@ def main():
             folds = {arm: [build(arm, s, k) for k in trained] for arm, s in arms.items()}
 
             def on_epoch(epoch, active, seconds):
+                for f in active:
+                    if f.failed:
+                        raise InputError(f"{f.name}: {f.failed}")
                 print(f"pass {number}, epoch {epoch}, {seconds:.0f} s: " + "; ".join(
                     f"{arm} {np.mean([f.history[-1]['val_accuracy'] for f in own]):.4f}" for arm, own in folds.items()))
             train([f for own in folds.values() for f in own], pictures, parts, trunk, stream, threads, on_epoch)
@@ -125,7 +128,8 @@ def main():
             np.savez(path + ".tmp.npz", minutes=(time.time() - began) / 60, **answers)
             os.replace(path + ".tmp.npz", path)
         with np.load(path) as saved:
-            results.update({arm: (saved[arm], saved["minutes"].item()) for arm in arms})
+            control = next((saved[arm] for arm in arms if "no teacher" in arm), None)
+            results.update({arm: (saved[arm], control, saved["minutes"].item()) for arm in arms})
     print_table(results, teacher, pictures, groups, np.isin(parts, trained), settings)
 
 
@@ -141,16 +145,21 @@ def cross_fitted_answers(folds, n):
 def print_table(results, teacher, pictures, groups, rows, settings):
     labels, first = pictures.labels[rows], next(iter(results))
     print(f"\n{runtime.processor()}, {runtime.CORES} cores, {runtime.versions()}\npython {shlex.join(sys.argv)}\n"
-          f"seed {settings.seed}, {rows.sum()} pictures; minutes are those of the whole pass\n\n"
-          "| arm | accuracy | 95 % | errors | gained, lost against the first | McNemar p | minutes |\n"
-          "| --- | --- | --- | --- | --- | --- | --- |")
-    for arm, (answers, minutes) in [*results.items(), ("teacher itself", (teacher, 0))]:
+          f"seed {settings.seed}, {rows.sum()} pictures; p: exact McNemar, copies count once; minutes: of the whole pass\n\n"
+          "| arm | accuracy | 95 % | errors | gained, lost against the first | p | errors removed from those of the control of "
+          "its pass | p | minutes |\n" + 9 * "| --- " + "|")
+    for arm, (answers, control, minutes) in [*results.items(), ("teacher itself", (teacher, None, 0))]:
         right = answers[rows] == labels
         low, high = wilson(right, groups[rows])
-        c = compare(labels, answers[rows], results[first][0][rows], groups[rows])
-        print(f"| {arm} | {right.mean():.4f} | {low:.3f} to {high:.3f} | {(~right).sum()} | "
-              + ("" if arm == first else f"{c['gained']}, {c['lost']}") + " | "
-              + ("" if arm == first else f"{c['mcnemar_p']:.2g}") + f" | {f'{minutes:.0f}' if minutes else ''} |")
+
+        def against(other, cells):
+            if other is None or other is answers:
+                return "| | "
+            c = compare(labels, answers[rows], other[rows], groups[rows])
+            return f"| {cells.format(**c)} | {c['mcnemar_p']:.2g} "
+        print(f"| {arm} | {right.mean():.4f} | {low:.3f} to {high:.3f} | {(~right).sum()} "
+              + against(results[first][0], "{gained}, {lost}") + against(control, "{errors_removed:.1%}")
+              + f"| {f'{minutes:.0f}' if minutes else ''} |")
 
 
 if __name__ == "__main__":

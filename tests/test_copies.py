@@ -110,7 +110,7 @@ def test_copies_with_different_labels_are_listed(tmp_path, planted, load, capsys
     print_copies(rows, 0, None, Settings())
     printed = capsys.readouterr().out.splitlines()
     assert printed[:3] == ["copies: 86 pictures in 28 groups stay together",
-                           "probable label errors: these copies carry different labels:",
+                           "probable label errors: these copies, or groups of --groups, carry different labels:",
                            "  cans/conflict 00.png, glass/conflict 00.jpg"]
     assert len(printed) == 2 + 20 + 1 and "5 more groups; copies.csv" in printed[-1]
 
@@ -135,7 +135,7 @@ def test_a_group_that_is_more_than_a_part_is_noticed(capsys):
 def test_given_groups_join_found_ones(tmp_path, planted):
     path = str(tmp_path / "groups.csv")
     with open(path, "w", encoding="utf-8-sig", newline="") as f:
-        f.write('path,group,note\ncans/0.png,red can,"two\nlines"\nglass/5.png,red can,\nglass/6.png,red can,\n'
+        f.write('path,group,note\ncans/0.png,red can,"two\nlines"\nglass/5.png, red can ,\nglass/6.png,red can,\n'
                 'cans/7.png,alone,\ncans/7.png,alone,\n')
     given = read_groups(path, planted)
     assert len(given) == 2 and not len(read_groups("", planted))

@@ -54,8 +54,8 @@ def test_stacked_tail_learns_as_the_plain_one():
             optimizer.step()
             optimizer.clear_grad()
         results.append([np.concatenate(a) for a in (gradients[0], [v.numpy().ravel() for v in student.state_dict().values()])])
-    for ours, theirs in zip(*results):
-        assert np.linalg.norm(ours - theirs) <= 2e-5 * np.linalg.norm(theirs)
+    for ours, theirs, tolerance in zip(*results, (2e-5, 1e-5)):
+        assert np.linalg.norm(ours - theirs) <= tolerance * np.linalg.norm(theirs)
 
 
 @pytest.mark.parametrize("depth", [0, 14, BLOCKS])

@@ -9,7 +9,7 @@ import pytest
 from paddle import nn
 from paddle.vision.models import mobilenet_v2
 from scipy.special import softmax
-from sklearn.metrics import confusion_matrix, f1_score, precision_recall_curve
+from sklearn.metrics import confusion_matrix, f1_score, precision_recall_curve, precision_recall_fscore_support
 
 from models.teacher_model import Trunk
 from utils.cost import cost, count
@@ -18,6 +18,7 @@ from utils.pictures import read_picture
 from utils.plots import contact_sheet, shorten
 from utils.report import Answers, all_answers, build_report, report_text, write_report
 from utils.run_log import COLUMNS, RunLog
+from utils.settings import Settings
 from utils.statistics import (calibration_error, compare, coverage, cross_fitted_epochs, fit_temperature,
                               needed_confidence, reliability, wilson)
 from utils.tables import read_csv, write_csv
@@ -25,6 +26,7 @@ from utils.tables import read_csv, write_csv
 
 class TrainedFold:
     """What the report reads of a fold: three to five epochs of made-up answers that grow better."""
+    settings = Settings()
 
     def __init__(self, index, pictures, labels, seed):
         rng = np.random.default_rng([seed, index])
@@ -35,10 +37,6 @@ class TrainedFold:
         self.history = [dict.fromkeys(COLUMNS[1:], 0.5) | {"epoch": e + 1, "val_accuracy": float(
             (p.argmax(1) == labels[pictures]).mean())} for e, p in enumerate(self.probabilities)]
         self.best_epoch = int(np.argmax([h["val_accuracy"] for h in self.history])) + 1
-
-    @property
-    def best_probabilities(self):
-        return self.probabilities[self.best_epoch - 1]
 
 
 def make_run(tmp_path, trained, with_control, categories=("a", "b", "纸")):
@@ -131,10 +129,40 @@ def test_every_figure_follows_from_the_csv(tmp_path, trained, with_control):
         c = saved["student_against_control"]
         assert c == compare(truth, head, guess[saved["headline"].replace("student", "control")], group)
         assert f"{c['gained']} pictures gained, {c['lost']} lost" in text
+        assert f"errors: student {(head != truth).sum()}, control {c['other_errors']};" in text
     else:
         assert "student_against_control" not in saved and "--control shows" in text
 
+    for f, t in zip(saved["folds"], folds):
+        mine = fold == f["fold"]
+        ours, right = guess["student"][mine], guess["student"][mine] == truth[mine]
+        assert (f["best_epoch"], f["epochs"], f["pictures"]) == (t.best_epoch, len(t.history), mine.sum())
+        np.testing.assert_allclose(f["accuracy_interval"], wilson(right, group[mine]))
+        np.testing.assert_allclose(f["macro_f1"], f1_score(truth[mine], ours, average="macro"))
+        np.testing.assert_allclose(f["calibration_error"], calibration_error(probabilities["student"][mine], truth[mine]),
+                                   atol=1e-7)
+        if with_control:
+            other = guess[saved["headline"].replace("student", "control")]
+            np.testing.assert_allclose(f["difference_to_control"],
+                                       np.mean((head == truth)[mine]) - np.mean((other == truth)[mine]))
+    for key, v in saved["over_folds"].items():
+        values = [f[key] for f in saved["folds"]]
+        np.testing.assert_allclose([v["mean"], v["std"]], [np.mean(values), np.std(values, ddof=1) if several else 0])
+    table = precision_recall_fscore_support(truth, head)
+    np.testing.assert_allclose([[c["f1-score"], c["support"]] for c in saved["categories"].values()],
+                               np.transpose(table[2:]))
+    for name in ("macro", "weighted"):
+        np.testing.assert_allclose(list(saved["averages"][f"{name} avg"].values())[:3],
+                                   precision_recall_fscore_support(truth, head, average=name)[:3])
+    for when, q in (("raw", raw[saved["headline"]]), ("calibrated", p)):
+        bins = saved["reliability"][when]
+        for key, values in zip(("pictures", "right", "sum_of_confidence"), reliability(q, truth)):
+            np.testing.assert_allclose(bins[key], values, atol=1e-5)
+
     mistakes = read_rows(tmp_path / "mistakes.csv")
+    for m, i in zip(mistakes, sorted(np.flatnonzero(head != truth), key=lambda i: (-p[i].max(), rows[i]["path"]))):
+        assert (m["label"], m["prediction"]) == (names[truth[i]], names[head[i]])
+        np.testing.assert_allclose(float(m["confidence"]), p[i].max())
     wrong = sorted(((-p[i].max(), rows[i]["path"]) for i in np.flatnonzero(head != truth)))
     assert [m["path"] for m in mistakes] == [path for _, path in wrong]
     assert [m["path"] for m in saved["worst_mistakes"]] == [path for _, path in wrong[:25]]
@@ -150,7 +178,8 @@ def test_a_weak_teacher_is_advised_against_unless_its_student_beats_the_control(
     for teacher, control, advised, compared in ((0.6, 0.65, False, True), (0.6, 0.75, True, False), (0.8, 0.65, False, False)):
         oof["teacher"]["accuracy"], oof["control_cross_fitted"]["accuracy"] = teacher, control
         text = report_text(report)
-        assert ("may hold the student" in text, "so is the control without one: 0.6500" in text) == (advised, compared)
+        assert "--alpha" not in text  # soft labels are off already
+        assert ("may hold it back" in text, "so is the control without one: 0.6500" in text) == (advised, compared)
 
 
 def test_a_run_without_mistakes(tmp_path):

@@ -50,7 +50,7 @@ def test_side_by_side_equals_one_at_a_time(settings, depth):
         alone = run(settings, [k])[k]
         for name, value in weights_of(alone).items():
             np.testing.assert_allclose(value, weights_of(together[k])[name], rtol=1e-4, atol=1e-5, err_msg=name)
-        np.testing.assert_allclose(alone.best_probabilities, together[k].best_probabilities, atol=1e-4)
+        np.testing.assert_allclose(alone.probabilities[-1], together[k].probabilities[-1], atol=1e-4)
     assert (weights_of(together[0])["hidden.weight"] != weights_of(together[1])["hidden.weight"]).any()
 
 
@@ -68,9 +68,10 @@ def test_the_fast_ways_equal_the_plain_ones(settings, monkeypatch):
     monkeypatch.setattr(paddle.optimizer, "Adam", lambda *args, use_multi_tensor, **kwargs: adam(*args, **kwargs))
     for k, slow in run(settings, [0, 1, 2]).items():
         ours, theirs = (np.concatenate([v.ravel() for v in weights_of(f).values()]) for f in (fast[k], slow))
-        # Adam makes whole steps of the rounding of gradients that are 0, of a bias before BatchNorm: it grows with the rate
+        # Adam makes whole steps of the rounding of gradients that are 0, of a bias before BatchNorm: it grows with the rate.
+        # Of what training moved at this rate, 1e-5 is a twentieth; the parts have stricter tests in test_models.py.
         assert 0 < np.linalg.norm(ours - theirs) <= 1e-5 * np.linalg.norm(theirs)
-        np.testing.assert_allclose(fast[k].best_probabilities, slow.best_probabilities, atol=1e-4)
+        np.testing.assert_allclose(fast[k].probabilities[-1], slow.probabilities[-1], atol=1e-4)
 
 
 def test_pixels_of_part_k_change_no_weight_of_student_k(settings):
@@ -83,8 +84,11 @@ def test_pixels_of_part_k_change_no_weight_of_student_k(settings):
         assert all(same) if k == 1 else not all(same)
 
 
-def test_same_seed_same_weights_whatever_the_threads(settings):
-    first, second = (run(settings, [0, 1, 2], threads=2) for _ in range(2))  # two steps of three folds in one go
+def test_same_seed_same_weights_whatever_the_threads(settings, monkeypatch):
+    first = run(settings, [0, 1, 2], threads=2)  # two steps of three folds in one go
+    with monkeypatch.context() as patch:
+        patch.setattr("utils.train_utils.steps_together", lambda *_: 1)
+        second = run(settings, [0, 1, 2], threads=2)
     third = run(settings, [0, 1, 2], threads=1)  # the predictor may add up in another order, hence the tolerance
     settings.seed += 1
     other = run(settings, [0, 2])

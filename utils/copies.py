@@ -197,7 +197,7 @@ def read_groups(path, pictures):
         if not {"path", "group"} <= set(rows.fieldnames or ()):
             raise InputError(f"--groups {path}, line 1: the header must name the columns path,group")
         for row in rows:
-            picture, group = row["path"], row["group"]
+            picture, group = row["path"], (row["group"] or "").strip()  # a blank too many would make another group
             where = f"--groups {path}, line {rows.line_num}"
             if not picture or not group:
                 raise InputError(f"{where}: a path and a group are needed; leave pictures without a group out")

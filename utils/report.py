@@ -82,6 +82,7 @@ def build_report(folds, answers, pictures, parts, groups, networks=None):
         "categories": _categories(headline.probabilities, labels, names, groups),
         "confusion_matrix": confusion_matrix(labels, guess[f"student{suffix}"], labels=np.arange(len(names))).tolist(),
         "category_names": names,
+        "settings": folds[0].settings.to_json(),
         "reliability": {when: dict(zip(("pictures", "right", "sum_of_confidence"),
                                        (v.tolist() for v in reliability(p, labels))))
                         for when, p in (("raw", headline.raw), ("calibrated", headline.probabilities))},
@@ -172,11 +173,13 @@ def report_text(report):
     if control["accuracy"] < best["accuracy"] > teacher["accuracy"]:
         lines.append(f"The teacher is weaker than its student, but so is the control without one: {control['accuracy']:.4f}.")
     elif teacher["accuracy"] < best["accuracy"]:
-        lines += [f"note: the teacher ({teacher['accuracy']:.4f}) is weaker than its student ({best['accuracy']:.4f}); "
-                  "its soft labels and features may hold the student",
-                  "      back. Take better --teacher_weights or more pictures for its heads, or give it less weight: "
-                  "--alpha 1, a smaller",
-                  "      --feature_weight." + ("" if "control" in oof else " --control shows whether it helps.")]
+        less = ["--alpha 1"] * (report["settings"]["alpha"] < 1) + (
+            ["a smaller --feature_weight"] * (report["settings"]["feature_weight"] > 0))
+        if less:
+            lines += [f"note: the teacher ({teacher['accuracy']:.4f}) is weaker than its student ({best['accuracy']:.4f}) and "
+                      "may hold it back. Take better",
+                      f"      --teacher_weights or more pictures for its heads, or give it less weight: {', '.join(less)}."
+                      + ("" if "control" in oof else "\n      --control shows whether it helps.")]
     lines += _control_text(report) + _networks_text(report)
 
     width = max(12, max(map(len, names)))

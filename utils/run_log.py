@@ -183,7 +183,7 @@ def print_copies(copies, given, large, settings, most=20):
         if conflict == "yes":
             conflicts.setdefault(g, []).append(path)
     if conflicts:
-        print("probable label errors: these copies carry different labels:")
+        print("probable label errors: these copies, or groups of --groups, carry different labels:")
         for paths in list(conflicts.values())[:most]:
             print("  " + ", ".join(map(printable, paths[:most]))
                   + (f" and {len(paths) - most} more" if len(paths) > most else ""))

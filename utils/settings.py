@@ -109,6 +109,9 @@ class Settings:
         if self.num_epochs <= self.warmup_epochs:
             raise InputError(f"--num_epochs {self.num_epochs}: must be more than --warmup_epochs "
                              f"{self.warmup_epochs}, or the learning rate never reaches --base_lr")
+        if self.control and self.alpha == 1 and self.feature_weight == 0:
+            raise InputError("--control: with --alpha 1 and --feature_weight 0 the student has no teacher either, and its "
+                             "twin would be the same; leave --control out")
         return self
 
     def to_json(self):

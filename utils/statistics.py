@@ -158,7 +158,7 @@ def coverage(probabilities, labels, groups=None, points=20):
     """Accuracy against the share of pictures that are answered, at about `points` levels of confidence, rising."""
     confidence, right = probabilities.max(1).astype(float), probabilities.argmax(1) == labels
     levels = np.unique(np.searchsorted(THRESHOLDS, np.quantile(confidence, np.arange(points) / points), "right") - 1)
-    return [_answered(confidence, right, groups, level) for level in THRESHOLDS[levels] if (confidence >= level).any()]
+    return [_answered(confidence, right, groups, level) for level in THRESHOLDS[levels]]
 
 
 def needed_confidence(probabilities, labels, target, groups=None):

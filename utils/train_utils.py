@@ -47,10 +47,6 @@ class Fold:
     sums: paddle.Tensor = None    # running in this epoch: loss, right answers, pictures, steps before a loss not finite
     failed: str = ""              # why it cannot go on
 
-    @property
-    def best_probabilities(self):
-        return self.probabilities[self.best_epoch - 1]
-
     def stopped(self):
         return bool(self.failed) or len(self.history) - self.best_epoch >= self.settings.patience
 
@@ -109,6 +105,18 @@ def mixup(needed, b, num_parts, alpha, rng):
     lam = float(rng.beta(alpha, alpha))
     partner = rng.permuted(np.tile(np.arange(b), (num_parts, 1)), axis=1)[needed]
     return (partner + b * np.arange(len(needed))[:, None]).ravel(), lam
+
+
+def mixed(x, rows, partners, lam):
+    """lam * x[rows] + (1 - lam) * x[partners], float32 [len(rows), 3, S, S]; in place, which takes half the time."""
+    mine = x[rows]
+    if lam == 1:
+        return mine
+    other = x[partners]
+    other -= mine
+    other *= 1 - lam
+    other += mine
+    return other
 
 
 def fold_pool(threads):
@@ -209,6 +217,8 @@ def train(folds, pictures, parts, trunk, settings, threads, on_epoch=None, on_st
         needed = [p for p in range(num_parts) if any(f.index != p for f in active)]
         order = epoch_order(parts, needed, per_part, s.seed, epoch)
         part_of = np.repeat(needed, per_part)
+        seen_by = {f: np.flatnonzero(part_of != f.index) for f in active}  # of a batch: all but the pictures of its own part
+        on_device = {f: paddle.to_tensor(rows) for f, rows in seen_by.items()}
         for f in active:
             f.student.train()
             if not done:
@@ -224,18 +234,18 @@ def train(folds, pictures, parts, trunk, settings, threads, on_epoch=None, on_st
             drawn, place = np.unique(np.concatenate([rows, partner[rows]]), return_inverse=True)
             x = normalise([train_view(pictures.square(i), s, np.random.default_rng([s.seed, VIEW, epoch, i]))
                            for i in order[step][drawn]])
-            mine, other = x[place[:len(rows)]], x[place[len(rows):]]
-            return (mine + (1 - lam) * (other - mine) if lam < 1 else mine), partner, lam
+            return mixed(x, place[:len(rows)], place[len(rows):], lam), partner, lam
 
         def step_of(f, before, step, features, maps, partner, lam):
             """One step of one student, after the one before."""
             if before:
                 before.result()
-            rows = np.flatnonzero(part_of != f.index)  # all but the pictures of its own part
+            rows = seen_by[f]
             mask = dropout_mask([len(rows), f.student.hidden.weight.shape[1]], s.dropout,
                                 np.random.default_rng([s.seed, DROPOUT, f.index, epoch, step]))
             batch, partners = order[step][rows], order[step][partner[rows]]
-            a, b, mask, rows = map(paddle.to_tensor, (labels[batch], labels[partners], mask, rows))
+            a, b, mask = map(paddle.to_tensor, (labels[batch], labels[partners], mask))
+            rows = on_device[f]
             learn(f, maps.index_select(rows), features.index_select(rows), a, b, lam, mask, rate_at(epoch, step), step)
 
         mine = [f for f in active if team.owns(f)]
@@ -265,7 +275,7 @@ def train(folds, pictures, parts, trunk, settings, threads, on_epoch=None, on_st
                 p, (loss, right, seen, healthy) = judged[f], f.sums.numpy().astype("float64")
                 if healthy < steps or not np.isfinite(p).all():
                     step = int(min(healthy, steps - 1))
-                    batch = order[step][part_of != f.index]
+                    batch = order[step][seen_by[f]]
                     failed = (f"epoch {epoch + 1}, step {step + 1} of {steps}: the loss or a weight is no longer a finite "
                               f"number (learning rate {rate_at(epoch, step):.3g}; pictures "
                               f"{', '.join(printable(pictures.paths[i]) for i in batch)}); lower --base_lr")
