@@ -204,8 +204,8 @@ def train(folds, pictures, parts, trunk, settings, threads, on_epoch=None, on_st
               if s.freeze_depth else paddle.to_tensor)
     pool = fold_pool(threads)
 
-    def rate_at(epoch, step):
-        return learning_rate(epoch * steps + step, s.num_epochs * steps, s.warmup_epochs * steps, s.base_lr)
+    def rate_at(f, epoch, step):
+        return learning_rate(epoch * steps + step, s.num_epochs * steps, s.warmup_epochs * steps, f.settings.base_lr)
 
     for epoch in range(start[0], s.num_epochs):
         done = start[1] if epoch == start[0] else 0
@@ -246,7 +246,7 @@ def train(folds, pictures, parts, trunk, settings, threads, on_epoch=None, on_st
             batch, partners = order[step][rows], order[step][partner[rows]]
             a, b, mask = map(paddle.to_tensor, (labels[batch], labels[partners], mask))
             rows = on_device[f]
-            learn(f, maps.index_select(rows), features.index_select(rows), a, b, lam, mask, rate_at(epoch, step), step)
+            learn(f, maps.index_select(rows), features.index_select(rows), a, b, lam, mask, rate_at(f, epoch, step), step)
 
         mine = [f for f in active if team.owns(f)]
         together = steps_together(threads, len(mine))
@@ -277,11 +277,11 @@ def train(folds, pictures, parts, trunk, settings, threads, on_epoch=None, on_st
                     step = int(min(healthy, steps - 1))
                     batch = order[step][seen_by[f]]
                     failed = (f"epoch {epoch + 1}, step {step + 1} of {steps}: the loss or a weight is no longer a finite "
-                              f"number (learning rate {rate_at(epoch, step):.3g}; pictures "
+                              f"number (learning rate {rate_at(f, epoch, step):.3g}; pictures "
                               f"{', '.join(printable(pictures.paths[i]) for i in batch)}); lower --base_lr")
                 else:
                     of_truth = p[np.arange(len(p)), labels[f.pictures]]
-                    scores = dict(epoch=epoch + 1, learning_rate=rate_at(epoch, steps - 1), train_loss=loss / seen,
+                    scores = dict(epoch=epoch + 1, learning_rate=rate_at(f, epoch, steps - 1), train_loss=loss / seen,
                                   train_accuracy=right / seen, val_loss=float(-np.log(of_truth + 1e-12).mean()),
                                   val_accuracy=float((p.argmax(1) == labels[f.pictures]).mean()))
                     if scores["val_accuracy"] > f.best_accuracy:
