@@ -47,7 +47,8 @@ def parse(argv):
     group = parser.add_argument_group("answers")
     group.add_argument("--min_confidence", type=float, default=0.0, metavar="X",
                        help=f"answer '{UNSURE}' below this confidence, 0 to 1; the run's report.txt says which one "
-                            "makes how many of the answers right (default: 0)")
+                            "makes how many of one student's answers right; several together are more modest, and answer "
+                            "fewer (default: 0)")
     group.add_argument("--output", metavar="FILE", help="save the answers as .csv or .json, a new file")
     group.add_argument("--explain", metavar="FOLDER", help="draw beside each picture where the answer comes from, as a "
                        "heat map, into a new folder")
