@@ -38,7 +38,8 @@ PLAIN = dict(flip_horizontal=0.0, flip_vertical=0.0, rotation=0.0, crop_pad=0, b
              saturation=0.0, hue=0.0, erasing=0.0)
 SOFT_LABELS = dict(alpha=0.5, temperature=4.0, feature_weight=0.0)
 DEFAULT, CONTROL = "default", "no teacher (control)"
-FROZEN_NORM = "BatchNorm statistics of the tail frozen, a tenth of the learning rate"  # with all of it it does not learn
+LOW_RATE = "a tenth of the learning rate"  # at the full one the next arm learns nothing
+FROZEN_NORM = "a tenth of the learning rate, BatchNorm statistics of the tail frozen"
 
 
 def passes(settings, wanted):
@@ -48,12 +49,12 @@ def passes(settings, wanted):
     """
     def with_(**changes):
         return dataclasses.replace(settings, **changes)
-    no_mixup, plain = with_(mixup_alpha=0.0), with_(**PLAIN)
+    no_mixup, plain, low_rate = with_(mixup_alpha=0.0), with_(**PLAIN), with_(base_lr=settings.base_lr / 10)
     every = [
         (settings, {DEFAULT: settings, CONTROL: control_settings(settings),
                     "soft labels (T 4, alpha 0.5) instead of features": with_(**SOFT_LABELS),
                     "soft labels of a head that was not fitted": with_(**SOFT_LABELS),
-                    "no class weights": with_(class_weights="none"), FROZEN_NORM: with_(base_lr=settings.base_lr / 10)}),
+                    "no class weights": with_(class_weights="none"), LOW_RATE: low_rate, FROZEN_NORM: low_rate}),
         (no_mixup, {"no mixup": no_mixup, "no mixup, no teacher": control_settings(no_mixup)}),
         (plain, {"no augmentation": plain, "no augmentation, no teacher": control_settings(plain)})]
     unknown = set(wanted).difference(*(arms for _, arms in every))
@@ -128,7 +129,7 @@ def main():
             np.savez(path + ".tmp.npz", minutes=(time.time() - began) / 60, **answers)
             os.replace(path + ".tmp.npz", path)
         with np.load(path) as saved:
-            control = next((saved[arm] for arm in arms if "no teacher" in arm), None)
+            control = next((arm for arm in arms if "no teacher" in arm), None)
             results.update({arm: (saved[arm], control, saved["minutes"].item()) for arm in arms})
     print_table(results, teacher, pictures, groups, np.isin(parts, trained), settings)
 
@@ -153,12 +154,13 @@ def print_table(results, teacher, pictures, groups, rows, settings):
         low, high = wilson(right, groups[rows])
 
         def against(other, cells):
-            if other is None or other is answers:
+            if other in (None, arm):
                 return "| | "
-            c = compare(labels, answers[rows], other[rows], groups[rows])
-            return f"| {cells.format(**c)} | {c['mcnemar_p']:.2g} "
+            c = compare(labels, answers[rows], results[other][0][rows], groups[rows])
+            return f"| {cells(c)} | {c['mcnemar_p']:.2g} "
         print(f"| {arm} | {right.mean():.4f} | {low:.3f} to {high:.3f} | {(~right).sum()} "
-              + against(results[first][0], "{gained}, {lost}") + against(control, "{errors_removed:.1%}")
+              + against(first, lambda c: f"{c['gained']}, {c['lost']}")
+              + against(control, lambda c: f"{c['other_errors'] - c['errors']} of {c['other_errors']}")
               + f"| {f'{minutes:.0f}' if minutes else ''} |")
 
 

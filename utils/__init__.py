@@ -24,11 +24,13 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 MAX_PIXELS = int(os.environ.setdefault("OPENCV_IO_MAX_IMAGE_PIXELS", "120000000"))
 os.environ.setdefault("OPENCV_LOG_LEVEL", "SILENT")  # bad files are reported by us, by name
 os.environ.setdefault("GLOG_minloglevel", "2")
-# Paddle's bundled MKL takes its slow path on AMD unless told what the processor can: 5 is AVX2 (5 times as fast), 7 is AVX-512
-# (on a Zen 5 a product of matrices 235 instead of 125 gigaflops a core, a step of a student 5.2 ms a picture instead of 7.4).
+# Paddle's bundled MKL takes its slow path on AMD unless told what the processor can: 5 is AVX2 (5 times as fast), 7 is
+# AVX-512 (on a Zen 5 a product of matrices 235 instead of 125 gigaflops a core, and a picture for a student to learn from
+# 5.2 ms instead of 7.4; no other AMD processor with AVX-512 was tried).
 if "AMD" in processor().replace("AMD64", ""):
     import cv2
-    AVX512_SKX = 256  # its number in opencv2/core/cvdef.h
-    os.environ.setdefault("MKL_DEBUG_CPU_TYPE", "7" if cv2.checkHardwareSupport(AVX512_SKX) else "5")
+    for kind, number in (("7", 256), ("5", 11)):  # of AVX512_SKX and AVX2 in opencv2/core/cvdef.h
+        if cv2.checkHardwareSupport(number):
+            os.environ.setdefault("MKL_DEBUG_CPU_TYPE", kind)
 warnings.filterwarnings("ignore", message="No ccache found")  # which only Paddle's C++ extensions would use
 warnings.filterwarnings("ignore", message="When training, we now always track")  # so we expect

@@ -173,8 +173,9 @@ def report_text(report):
     if control["accuracy"] < best["accuracy"] > teacher["accuracy"]:
         lines.append(f"The teacher is weaker than its student, but so is the control without one: {control['accuracy']:.4f}.")
     elif teacher["accuracy"] < best["accuracy"]:
-        less = ["--alpha 1"] * (report["settings"]["alpha"] < 1) + (
-            ["a smaller --feature_weight"] * (report["settings"]["feature_weight"] > 0))
+        s = report["settings"]
+        less = [how for how, heard in (("--alpha 1", s["alpha"] < 1), ("a smaller --feature_weight", s["feature_weight"] > 0))
+                if heard]
         if less:
             lines += [f"note: the teacher ({teacher['accuracy']:.4f}) is weaker than its student ({best['accuracy']:.4f}) and "
                       "may hold it back. Take better",
