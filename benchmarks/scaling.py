@@ -86,7 +86,6 @@ def pictures_in_folds(k):
 
 def step(threads):
     """What one process of several, or the only one, needs for a step of five folds, and sends in it; prints it as JSON."""
-    runtime.keep_memory()
     team.join()
     gather, sent = team.all_gather, []
 
@@ -102,7 +101,6 @@ def step(threads):
 
 def start(folder, cache, second):
     """A start of main.py on a folder; the second time also what comes next. Prints seconds and MB as JSON."""
-    runtime.keep_memory()
     settings, threads = Settings(image_size=64, warmup_epochs=0, head_c=1e-5), runtime.CORES  # head_c: fitted sooner
     before, times = peak(), [clocks()]
     pictures = load_pictures(folder, 64, cache_dir=cache)
@@ -136,6 +134,7 @@ def main():
     arguments = parser.parse_args()
     if min(arguments.pictures, default=FEWEST) < FEWEST:
         parser.error(f"--pictures {min(arguments.pictures)}: at least {FEWEST}, or there are too few steps to time")
+    runtime.keep_memory()
     runtime.choose_device("cpu")
     if arguments.step:
         return step(arguments.step)

@@ -67,7 +67,7 @@ class Settings:
                               "same number", 2, 65536)
     num_epochs: int = setting(50, "longest training, epochs", 1, 100000)
     warmup_epochs: int = setting(5, "linear rise of the learning rate, epochs; mixup starts after it", 0)
-    patience: int = setting(10, "a fold stops after this many epochs without a better validation accuracy", 1)
+    patience: int = setting(20, "a fold stops after this many epochs without a better validation accuracy", 1)
     base_lr: float = setting(1e-3, "highest learning rate of Adam", 1e-9, 10)
     weight_decay: float = setting(1e-4, "L2 penalty", 0, 10)
     # views of a picture in training
