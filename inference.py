@@ -199,11 +199,11 @@ def main(argv=None):
     about, answer_of, explain_of = load_model(args.model_path, args.categories)
     categories = about["categories"]
     check_unsure(args.min_confidence, categories)
-    rows, sheet, seen = [], [], 0
+    rows, sheet, no_pictures = [], [], len(left_out)
     bar = runtime.progress(predict(paths, answer_of, about["image_size"], args.batch_size), "predicting", len(paths),
                            "picture")
     try:
-        for seen, (path, probabilities, reason, view) in enumerate(bar, 1):
+        for path, probabilities, reason, view in bar:
             if reason:
                 left_out.append((path, reason))
                 continue
@@ -222,8 +222,9 @@ def main(argv=None):
     finally:
         if args.output and rows:
             save(args.output, rows, left_out, categories)
-            if seen < len(paths):
-                print(f"stopped: {args.output} has the first {seen} of {len(paths)} pictures", file=sys.stderr)
+            done = len(rows) + len(left_out) - no_pictures
+            if done < len(paths):
+                print(f"stopped: {args.output} has the first {done} of {len(paths)} pictures", file=sys.stderr)
     for path, reason in left_out:
         print(f"left out {path!r}: {reason}", file=sys.stderr)
     unsure = f", {sum(r[1] == UNSURE for r in rows)} of them with '{UNSURE}'" if args.min_confidence else ""
