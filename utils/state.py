@@ -15,6 +15,7 @@ import json
 import os
 import shutil
 import time
+import zipfile
 import zlib
 
 import numpy as np
@@ -255,8 +256,14 @@ def _states(folder):
 
 def _write(path, about, arrays):
     text = np.frombuffer(json.dumps(about).encode(), np.uint8)
+
+    def savez(f):  # as np.savez, but closed in any case: that of numpy 1 prints a traceback when the disk is full
+        with zipfile.ZipFile(f, "w") as archive:
+            for name, array in {"about": text, **arrays}.items():
+                with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
+                    np.lib.format.write_array(member, np.asanyarray(array), allow_pickle=False)
     try:
-        write_whole(path, lambda f: np.savez(f, about=text, **arrays))
+        write_whole(path, savez)
     except OSError as e:
         raise InputError(f"cannot save the state of this run in {os.path.dirname(path)}: {e.strerror or e}; make room "
                          "there") from e
