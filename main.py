@@ -243,7 +243,7 @@ def check_teacher(teacher, pictures, parts, trained, settings):
     if balanced < chance + 0.1 * (1 - chance):
         problem = (f"the teacher knows nothing of these categories: balanced accuracy {balanced:.3f}, guessing gives "
                    f"{chance:.3f}")
-        if settings.alpha < 1 or settings.feature_weight:
+        if settings.listens:
             raise InputError(f"{problem}; look whether pictures lie in the right folders, and whether --teacher_weights are "
                              "ImageNet weights, or train without a teacher: --alpha 1 --feature_weight 0")
         print(f"note: {problem}; no student listens to it")

@@ -8,6 +8,7 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 
 import numpy as np
 import paddle
@@ -15,6 +16,7 @@ import pytest
 from conftest import ROOT, SHORT, run_program
 
 import main
+from utils import processor
 from utils.data_utils import Pictures
 from utils.page import escaped, image
 from utils.settings import InputError, Settings, table
@@ -151,6 +153,22 @@ def test_wrong_use_of_main(tmp_path, monkeypatch, capsys, args, message):
         main.main(args)
     assert message in f"{error.value}{capsys.readouterr().err}"
     assert not os.listdir(tmp_path)  # found before anything was written
+
+
+def test_an_amd_processor_computes_with_the_widest_instructions_it_has(monkeypatch):
+    """By the system's own list of them; what the user has set is left as it is."""
+    if not os.path.exists("/proc/cpuinfo") or "AMD" not in processor():
+        pytest.skip("no AMD processor, or no list")
+    with open("/proc/cpuinfo", encoding="utf-8") as f:
+        flags = set(next(line for line in f if line.startswith("flags")).split())
+    wide = {"avx512f", "avx512cd", "avx512bw", "avx512dq", "avx512vl"}
+    for given, expected in ((None, "7" if wide <= flags else "5" if "avx2" in flags else "None"), ("4", "4")):
+        monkeypatch.delenv("MKL_DEBUG_CPU_TYPE", raising=False)
+        if given:
+            monkeypatch.setenv("MKL_DEBUG_CPU_TYPE", given)
+        said = subprocess.run([sys.executable, "-c", "import os, utils; print(os.environ.get('MKL_DEBUG_CPU_TYPE'))"], cwd=ROOT,
+                              capture_output=True, text=True).stdout
+        assert said == f"{expected}\n"
 
 
 def test_a_teacher_that_knows_nothing_ends_the_run_if_a_student_listens_to_it(capsys):

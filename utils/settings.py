@@ -109,10 +109,15 @@ class Settings:
         if self.num_epochs <= self.warmup_epochs:
             raise InputError(f"--num_epochs {self.num_epochs}: must be more than --warmup_epochs "
                              f"{self.warmup_epochs}, or the learning rate never reaches --base_lr")
-        if self.control and self.alpha == 1 and self.feature_weight == 0:
+        if self.control and not self.listens:
             raise InputError("--control: with --alpha 1 and --feature_weight 0 the student has no teacher either, and its "
                              "twin would be the same; leave --control out")
         return self
+
+    @property
+    def listens(self):
+        """Whether the student hears the teacher at all."""
+        return self.alpha < 1 or self.feature_weight > 0
 
     def to_json(self):
         return dataclasses.asdict(self)
