@@ -31,7 +31,7 @@ from utils.settings import Settings  # noqa: E402
 from utils.transforms import square_side  # noqa: E402
 
 ROUNDS, STEPS, BATCH, SIDE = 5, 6, 16, 2048
-PLAIN = ("OMP_NUM_THREADS", "MKL_DEBUG_CPU_TYPE", "GLOG_minloglevel")  # of what utils/__init__.py sets
+PLAIN = ("OMP_NUM_THREADS", "KMP_BLOCKTIME", "MKL_DEBUG_CPU_TYPE", "GLOG_minloglevel")  # of what utils/__init__.py sets
 
 
 class Clock:

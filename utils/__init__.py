@@ -20,6 +20,9 @@ def processor():
 # than operators that split up (2 cores, 4 students: 103 against 53 pictures/s). It also makes a
 # student's weights independent of how many folds run beside it. The predictor has threads of its own.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# After each layer the predictor's threads spin for 200 ms, in case another one follows, and take a core from the folds, which
+# come next. With 1 ms the folds take 6 % less time; with 0 the predictor takes longer, 7 ms instead of 4.5 for one picture.
+os.environ.setdefault("KMP_BLOCKTIME", "1")
 # A 109 kB file can decode to 5 GB. 120 million pixels are more than phones take.
 MAX_PIXELS = int(os.environ.setdefault("OPENCV_IO_MAX_IMAGE_PIXELS", "120000000"))
 os.environ.setdefault("OPENCV_LOG_LEVEL", "SILENT")  # bad files are reported by us, by name
