@@ -15,7 +15,6 @@ import json
 import logging
 import os
 import tempfile
-import time
 
 from utils import runtime  # first: it sets what paddle and cv2 read when they load
 import numpy as np
@@ -25,6 +24,7 @@ from scipy.special import softmax
 from inference import expand, find_pictures, load_export, load_students, read_views
 from models.student_model import Ensemble
 from utils.checkpoint import EXPORTS
+from utils.cost import milliseconds
 from utils.process import quoted, writable
 from utils.settings import InputError
 from utils.tables import read_csv
@@ -190,16 +190,6 @@ def check(name, path, x, expected):
     same = (answers.argmax(1) == expected.argmax(1)).all()
     if name != "int8" and not (same and difference <= TOLERANCE):
         raise InputError(f"the {name} export answers differently from its students, by {difference:.1e}; not kept")
-
-
-def milliseconds(run, x):
-    """Per picture, the median of ten runs."""
-    seconds = []
-    for _ in range(11):
-        began = time.perf_counter()
-        run(x)
-        seconds.append(time.perf_counter() - began)
-    return 1000 * np.median(seconds[1:]) / len(x)
 
 
 if __name__ == "__main__":

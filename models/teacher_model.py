@@ -57,10 +57,12 @@ def load_trunk(source, arrays, settings, threads):
 def extract_features(trunk, pictures, settings, threads):
     """Features of V views of every picture: float32 [V, N, D]. View 0 is the plain one, the others are augmented.
 
-    `trunk` is a compiled trunk (runtime.frozen). Beyond MANY pictures only the plain view is taken. None in other
-    processes than the first.
+    `trunk` is a compiled trunk (runtime.frozen). Of many pictures fewer views are taken, MANY in all, beyond MANY pictures the
+    plain one alone. None in other processes than the first.
     """
     augmented, size = min(settings.head_views, MANY // len(pictures)), 16 * team.size
+    if augmented < settings.head_views and not team.rank:
+        print(f"note: --head_views {settings.head_views}: of so many pictures {augmented} are taken")
     jobs = [(v, np.arange(i, min(i + size, len(pictures))))
             for v in range(augmented + 1) for i in range(0, len(pictures), size)]
 

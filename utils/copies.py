@@ -38,9 +38,9 @@ VERSION = 1      # raise it when other pairs are found
 SYMMETRIES = [(turns, mirror) for mirror in (False, True) for turns in range(4)]
 
 
-def symmetric(a, turns, mirror):
-    """Turn [S, S, ...] by 90 degrees `turns` times, mirrored first or not."""
-    return np.ascontiguousarray(np.rot90(a[:, ::-1] if mirror else a, turns))
+def symmetric(a, turns, mirror, axes=(0, 1)):
+    """Turn [S, S, ...] by 90 degrees `turns` times, mirrored first or not; axes: those of its rows and columns."""
+    return np.ascontiguousarray(np.rot90(np.flip(a, axes[1]) if mirror else a, turns, axes))
 
 
 def details(square):
@@ -94,8 +94,7 @@ def look_alikes(rough, workers=runtime.CORES):
     In one of the orientations; of each row its NEIGHBOURS nearest.
     """
     n, bounds, flat = len(rough), invariant(rough), rough.reshape(-1, 64)
-    turned = [np.ascontiguousarray(np.rot90(rough[:, :, ::-1] if mirror else rough, turns, (1, 2))).reshape(-1, 64)
-              for turns, mirror in SYMMETRIES]
+    turned = [symmetric(rough, *s, axes=(1, 2)).reshape(-1, 64) for s in SYMMETRIES]
 
     def alike(start):
         rows = slice(start, start + ROWS)

@@ -38,21 +38,20 @@ def count(layer, input_shape):
                if not name.endswith(("._mean", "._variance"))), total
 
 
-def seconds_per_picture(run, input_shape, batch_size, repeats=7):
-    """Median time of a compiled network (runtime.frozen) for one picture in a batch of `batch_size`, seconds."""
-    x = np.random.default_rng(0).normal(size=(batch_size, *input_shape)).astype(np.float32)
-    times = []
-    for _ in range(repeats + 1):  # the first one warms up
+def milliseconds(run, x):
+    """Per picture, the median of seven times run(x)."""
+    seconds = []
+    for _ in range(8):  # the first one warms up
         began = time.perf_counter()
-        run(x).numpy()  # waits for a GPU
-        times.append(time.perf_counter() - began)
-    return statistics.median(times[1:]) / batch_size
+        np.asarray(run(x))  # waits for a GPU
+        seconds.append(time.perf_counter() - began)
+    return 1000 * statistics.median(seconds[1:]) / len(x)
 
 
 def cost(layer, input_shape, threads):
     """All of it for a network that no longer learns (it is frozen): a JSON-able dict."""
     parameters, multiply_adds = count(layer, input_shape)
     run = runtime.frozen(layer, input_shape, threads)
+    x = np.random.default_rng(0).normal(size=(16, *input_shape)).astype(np.float32)
     return {"parameters": parameters, "multiply_adds": multiply_adds,
-            "ms_alone": 1000 * seconds_per_picture(run, input_shape, 1),
-            "ms_in_batch_of_16": 1000 * seconds_per_picture(run, input_shape, 16)}
+            "ms_alone": milliseconds(run, x[:1]), "ms_in_batch_of_16": milliseconds(run, x)}

@@ -3,7 +3,7 @@
     pictures = load_pictures("data/sample", image_size=64)      # every file is used, or named with its reason
     parts = stratified_parts(pictures.labels, num_folds=5, seed=42)
 
-Everything random here depends on (seed, epoch, picture) and nothing else: not on threads, not on order.
+A view depends on (seed, epoch, picture), an order on (seed, epoch, part), and neither on threads.
 """
 import collections
 import contextlib
@@ -135,7 +135,7 @@ def load_pictures(data_dir, image_size, categories=(), cache_dir="data/cache", c
     """Check and decode every file of a data set once, and keep the squares on disk for this and later runs.
 
     The cache is a .npy file, named after the paths, sizes and times of the files: one
-    changed file makes a new cache, and a finished one never changes. Raises InputError without usable categories.
+    changed file makes a new cache. A finished one changes only when a file can be read that could not be before. Raises InputError without usable categories.
     """
     categories = find_categories(data_dir, categories)
     candidates, left_out = [], []

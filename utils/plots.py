@@ -28,7 +28,7 @@ def plot_confusion(report, path):
     counts = np.array(report["confusion_matrix"])
     share = counts / np.maximum(counts.sum(1, keepdims=True), 1)
     n, names = len(counts), report["category_names"]
-    cell = min(1, MANY / n)  # of many categories the names and counts get no room: report.txt has them
+    cell = min(1, MANY / n)  # of many categories the names and counts get no room: report.json has them
     fig = Figure(figsize=(2.2 + 0.75 * n * cell, 1.8 + 0.65 * n * cell), layout="constrained")
     ax = fig.subplots()
     image = ax.imshow(share, cmap="Blues", vmin=0, vmax=1)

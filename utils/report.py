@@ -73,13 +73,14 @@ def build_report(folds, answers, pictures, parts, groups, networks=None):
     suffix = "_cross_fitted" if len(folds) > 1 else ""
     headline = answers[f"student{suffix}"]
     guess = {name: a.probabilities.argmax(1) for name, a in answers.items()}
+    categories, averages = _categories(headline.probabilities, labels, names, groups)
     report = {
         "headline": f"student{suffix}",
         "out_of_fold": {"pictures": len(rows), "of": len(parts), "groups": len(np.unique(groups)),
                         **{name: score(a.probabilities, labels, a.raw, groups) for name, a in answers.items()}},
         "agreement_with_teacher": float((guess[f"student{suffix}"] == guess["teacher"]).mean()),
         "folds": _folds(folds, answers, labels, groups),
-        "categories": _categories(headline.probabilities, labels, names, groups),
+        "categories": categories, "averages": averages,
         "confusion_matrix": confusion_matrix(labels, guess[f"student{suffix}"], labels=np.arange(len(names))).tolist(),
         "category_names": names,
         "settings": folds[0].settings.to_json(),
@@ -94,10 +95,6 @@ def build_report(folds, answers, pictures, parts, groups, networks=None):
         key: {"mean": float(np.mean(values)), "std": float(np.std(values, ddof=1)) if len(values) > 1 else 0.0}
         for key in report["folds"][0] if key.endswith(("accuracy", "f1", "error", "difference_to_control"))
         for values in [[f[key] for f in report["folds"]]]}
-    # By number, not by name: a category may be called "accuracy"
-    table = classification_report(labels, guess[f"student{suffix}"], labels=np.arange(len(names)), output_dict=True,
-                                  zero_division=0)
-    report["averages"] = {name: table[name] for name in ("macro avg", "weighted avg")}
     if "control" in answers:
         report["student_against_control"] = compare(labels, guess[f"student{suffix}"], guess[f"control{suffix}"], groups)
     if networks:
@@ -127,8 +124,9 @@ def _folds(folds, answers, labels, groups):
 
 
 def _categories(probabilities, labels, names, groups):
-    """Precision and recall of each category with their 95 % intervals, F1, and the area under both curves."""
+    """Precision and recall of each category with their 95 % intervals, F1, and the area under both curves; averages."""
     guess = probabilities.argmax(1)
+    # By number, not by name: a category may be called "accuracy"
     table = classification_report(labels, guess, labels=np.arange(len(names)), output_dict=True, zero_division=0)
     categories = {}
     for i, name in enumerate(names):
@@ -139,7 +137,7 @@ def _categories(probabilities, labels, names, groups):
             "recall_interval": wilson(told[truth], groups[truth]),
             "average_precision": float(average_precision_score(truth, probabilities[:, i])) if two else None,
             "roc_auc": float(roc_auc_score(truth, probabilities[:, i])) if two else None}
-    return categories
+    return categories, {name: table[name] for name in ("macro avg", "weighted avg")}
 
 
 def _mistakes(answers, labels, rows, pictures):

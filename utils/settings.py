@@ -1,7 +1,7 @@
 """Every setting of a run: its name, default, unit, allowed range and help, in one dataclass.
 
 The command line, `--help`, the table in the README and the JSON beside each weights file are made
-from it; nothing else holds a default.
+from it.
 
     python -m utils.settings        # prints the README's table of settings
 """
@@ -46,12 +46,12 @@ class Settings:
     seed: int = setting(42, "decides parts, order, views, mixup, dropout and initial weights", 0, 2**31 - 1)
     # networks
     teacher_weights: str = setting(DOWNLOAD, "ResNet50 .pdparams file; 'paddle' downloads ImageNet weights, "
-                                   "'random' trains nothing and needs nothing (for trying out)", free=True)
+                                   "'random': an untrained network, no download (for trying out)", free=True)
     student_weights: str = setting(DOWNLOAD, "MobileNetV2 .pdparams file, 'paddle' or 'random', likewise", free=True)
     freeze_depth: int = setting(14, "frozen blocks of the student, of 19; 0 trains all of it", 0, 19)
     dropout: float = setting(0.5, "share of the student's hidden units dropped in training", 0, 0.95)
     head_views: int = setting(2, "augmented views per picture, beside the plain one, that the teacher's "
-                              "heads are fitted on", 0, 20)
+                              "heads are fitted on; at most 20,000 / number of pictures", 0, 20)
     head_c: float = setting(0.01, "inverse regularisation of the teacher's heads (scikit-learn's C)", 1e-8)
     # method
     temperature: float = setting(4.0, "softens the soft labels, which --alpha below 1 brings in", 0.01, 1000)
