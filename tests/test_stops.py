@@ -151,7 +151,7 @@ def test_one_of_several_processes_killed_the_run_ends_the_same(whole):
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="Paddle launches processes without a GPU on Linux only")
 def test_a_process_hears_that_another_one_ended_on_whatever_machine(who, last_words, at_work, heard):
     code = ("import os, time; from utils import parallel; parallel.SILENT, parallel.GRACE = 3, 1; team = parallel.team\n"
-            f"team.join()\nif team.rank == {who}: {last_words}; os._exit(1)\n{at_work}")
+            f"team.join()\nteam.barrier()\nif team.rank == {who}: {last_words}; os._exit(1)\n{at_work}")
     with contextlib.ExitStack() as stack:
         free = [stack.enter_context(socket.create_server(("127.0.0.1", 0))).getsockname()[1] for _ in range(3)]
     places = [f"127.0.0.1:{port}" for port in free]
