@@ -62,7 +62,7 @@ def extract_features(trunk, pictures, settings, threads):
     """
     augmented, size = min(settings.head_views, MANY // len(pictures)), 16 * team.size
     if augmented < settings.head_views and not team.rank:
-        print(f"note: --head_views {settings.head_views}: of so many pictures {augmented} are taken")
+        print(f"note: --head_views {settings.head_views} is lowered to {augmented}: so many pictures need fewer")
     jobs = [(v, np.arange(i, min(i + size, len(pictures))))
             for v in range(augmented + 1) for i in range(0, len(pictures), size)]
 

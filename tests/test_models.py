@@ -9,8 +9,9 @@ from sklearn.preprocessing import StandardScaler
 
 from models.depthwise import Depthwise, stack, unstack
 from models.student_model import BLOCKS, Student, dropout_mask
-from models.teacher_model import fit_heads, teacher_predictions
+from models.teacher_model import extract_features, fit_heads, teacher_predictions
 from utils import runtime
+from utils.data_utils import Pictures
 from utils.explain import heat_maps
 from utils.settings import Settings
 
@@ -114,6 +115,17 @@ def test_heads_are_scikit_learns_logistic_regression(classes, class_weights):
         model.fit(features[0, parts != k], labels[parts != k])
         np.testing.assert_allclose(ours[parts == k], model.predict_proba(features[0, parts == k]), atol=2e-3)
     assert (ours[parts == 1] == 0).all()
+
+
+def test_of_many_pictures_fewer_views_are_taken_and_that_is_said(monkeypatch, capsys):
+    monkeypatch.setattr("models.teacher_model.MANY", 25)
+    squares = np.random.default_rng(0).integers(0, 256, (10, 36, 36, 3), np.uint8)
+    pictures = Pictures("", [""] * 10, np.arange(10) % 2, ["a", "b"], [], squares.__getitem__)
+    for asked, taken, said in ((1, 1, ""), (2, 2, ""), (4, 2, "--head_views 4 is lowered to 2")):
+        features = extract_features(lambda x: paddle.to_tensor(x.mean((2, 3))), pictures,
+                                    Settings(image_size=32, head_views=asked), 1)
+        assert features.shape == (1 + taken, 10, 3)
+        assert said in capsys.readouterr().out if said else not capsys.readouterr().out
 
 
 def test_heads_of_a_large_set_are_fitted_on_a_sample_of_it(monkeypatch):

@@ -134,8 +134,8 @@ def find_categories(data_dir, wanted=()):
 def load_pictures(data_dir, image_size, categories=(), cache_dir="data/cache", cache_gb=16.0, workers=runtime.CORES):
     """Check and decode every file of a data set once, and keep the squares on disk for this and later runs.
 
-    The cache is a .npy file, named after the paths, sizes and times of the files: one
-    changed file makes a new cache. A finished one changes only when a file can be read that could not be before. Raises InputError without usable categories.
+    The cache is a .npy file, named after the paths, sizes and times of the files: one changed file makes a new cache. A
+    finished one changes only when a file can be read that could not be before. Raises InputError without usable categories.
     """
     categories = find_categories(data_dir, categories)
     candidates, left_out = [], []
