@@ -1,4 +1,4 @@
-"""Make of trained students a network for other programs: Paddle Inference, or ONNX.
+"""Turn trained students into a network for other programs: Paddle Inference, or ONNX.
 
     python export.py --model_path models_saved/best_model_fold0.pdparams              # writes exported/
     python export.py --model_path models_saved/best_model_fold*.pdparams --pixels     # all folds as one, uint8 pixels in
@@ -8,7 +8,7 @@
 The network gives probabilities: of several students the softmax of the mean of their calibrated logits, their frozen
 blocks computed once. about.json beside it says what goes in. An export is compared with the students themselves on real
 pictures before it gets its name; int8, which is never quite the same, is judged on the pictures that its student never
-saw. Needs requirements-export.txt for ONNX; any laptop does.
+saw. Needs requirements-export.txt for ONNX; runs on any laptop.
 """
 import argparse
 import json
@@ -167,7 +167,7 @@ def judge(path, student, about):
     if len(views) < len(rows) or not rows:
         raise InputError(f"only {len(views)} of the {len(rows)} pictures that the student never saw are in "
                          f"{settings['data_dir']} and can be read; int8 is judged on all of them")
-    whole = runtime.frozen(student, [3, size, size], runtime.CORES)
+    whole = runtime.compiled(student, [3, size, size], runtime.CORES)
     right = {}
     for name, run in (("int8", load_export(path)), ("float32", lambda x: whole(x).numpy())):
         pixels = about["pixels"] and name == "int8"

@@ -81,12 +81,12 @@ def parse(argv):
 
 
 def expand(patterns):
-    """The files that they name: shells of Windows pass * on as it is."""
+    """The files that the patterns name: shells of Windows do not expand *."""
     return [f for pattern in patterns for f in sorted(glob.glob(pattern)) or [pattern]]
 
 
 def load_students(paths, categories=None):
-    """Return (what the files' JSON says of the first, [Student], [temperature]). All files must agree with each other."""
+    """Return (the JSON beside the first file, [Student], [temperature]). All files must agree with each other."""
     abouts = [read_about(p) for p in paths]
     about = abouts[0]
     for path, other in zip(paths, abouts):
@@ -151,7 +151,7 @@ def load_model(paths, categories=None):
         return about, (lambda views: run(np.stack(views) if about["pixels"] else normalise(views))), None
     about, students, temperatures = load_students(paths, categories)
     size = about["image_size"]
-    run = runtime.frozen(Ensemble(students, temperatures), [3, size, size], runtime.CORES)
+    run = runtime.compiled(Ensemble(students, temperatures), [3, size, size], runtime.CORES)
     return (about, lambda views: run(normalise(views)).numpy(),
             lambda view, category: explain(students, temperatures, view, category))
 

@@ -3,11 +3,11 @@
     python serve.py --model_path models_saved/best_model_fold*.pdparams     # then open http://127.0.0.1:8000
     curl -F pictures=@photo.jpg http://127.0.0.1:8000/predict               # described in http://127.0.0.1:8000/openapi.json
 
-/docs shows that description as a page, whose looks come from the internet; the page for people needs none.
-Pictures of requests that come at the same time are answered in one batch. What is too large, too slow or no picture gets
-a status of 4xx and the reason, too much at a time gets 503; Ctrl-C answers what was taken, then ends. Only this machine
-can reach it unless --host says otherwise; it knows no passwords and no encryption, so put a web server before it that
-does. Needs requirements-serve.txt; any laptop does.
+/docs shows that description as a page and loads its style from the internet; the page for people needs no internet.
+Pictures of requests that come at the same time are answered in one batch. What is too large, too slow or not a picture
+gets a status of 4xx and the reason; too many requests at a time get 503. Ctrl-C: what was accepted is still answered, then
+it ends. Only this machine can reach it unless --host says otherwise. It has no passwords and no encryption: put a web
+server that has them in front of it. Needs requirements-serve.txt; runs on any laptop.
 """
 import argparse
 import asyncio

@@ -65,7 +65,7 @@ def main():
     pictures = (cv2.cvtColor(draw(CATEGORIES[c], np.random.default_rng([SEED, c, i])), cv2.COLOR_BGR2RGB)
                 for i, c in enumerate(labels))
     x = normalise([eval_view(to_square(p, square_side(size)), size) for p in pictures])
-    networks = [runtime.frozen(s, [3, size, size], runtime.CORES) for s in students]
+    networks = [runtime.compiled(s, [3, size, size], runtime.CORES) for s in students]
     logits = np.stack([np.concatenate([run(x[i:i + 50]).numpy() for i in range(0, PICTURES, 50)]) / t
                        for run, t in zip(networks, temperatures)])
 

@@ -78,12 +78,12 @@ class Here:
                     np.ones(2048, np.float32))
         self.folds = [train_utils.build_fold(k, labels, self.parts, head, self.settings) for k in range(5)]
         self.trunk = load_trunk("", None, self.settings, runtime.CORES)
-        self.frozen, self.prefetch = runtime.frozen, train_utils.prefetch
+        self.compiled, self.prefetch = runtime.compiled, train_utils.prefetch
 
     def block(self):
         clock, taken = Clock(), {}
         train_utils.prefetch = clock.waited("waiting for views", self.prefetch)
-        runtime.frozen = lambda *args: clock.timed("prefix", self.frozen(*args))
+        runtime.compiled = lambda *args: clock.timed("prefix", self.compiled(*args))
 
         def on_step(epoch, step):
             if step == STEPS and not taken:  # later calls belong to the validation
@@ -98,7 +98,7 @@ class Here:
             return order(*args)
         train_utils.epoch_order = begin
         train_utils.train(self.folds, self.pictures, self.parts, trunk, self.settings, runtime.CORES, on_step=on_step)
-        train_utils.epoch_order, train_utils.prefetch, runtime.frozen = order, self.prefetch, self.frozen
+        train_utils.epoch_order, train_utils.prefetch, runtime.compiled = order, self.prefetch, self.compiled
         taken["four tails learn"] = 2 * taken["all"] - sum(taken.values())
         return {part: 1000 * seconds / (STEPS * self.per_step) for part, seconds in taken.items()}
 

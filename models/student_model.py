@@ -94,22 +94,18 @@ class Ensemble(nn.Layer):
         self.shared = first.freeze_depth if all(
             s.freeze_depth == first.freeze_depth and all(paddle.equal_all(own[k], v).item() for k, v in frozen[0].items())
             for s, own in zip(students, frozen)) else 0
-        self.prefix = nn.LayerList(first.features[:self.shared])
-        self.tails = nn.LayerList([nn.LayerList(s.features[self.shared:]) for s in students])
+        self.prefix = first.features[:self.shared]
+        self.tails = nn.LayerList([s.features[self.shared:] for s in students])
         self.heads = nn.LayerList([nn.Sequential(s.hidden, s.norm, nn.ReLU(), s.classifier) for s in students])
 
     def forward(self, x):
         if self.pixels:
             x = paddle.transpose(paddle.cast(x, "float32") / 255, [0, 3, 1, 2])
             x = (x - paddle.to_tensor(MEAN).reshape([1, 3, 1, 1])) / paddle.to_tensor(STD).reshape([1, 3, 1, 1])
-        for block in self.prefix:
-            x = block(x)
+        x = self.prefix(x)
         logits = []
         for tail, head, temperature in zip(self.tails, self.heads, self.temperatures):
-            y = x
-            for block in tail:
-                y = block(y)
-            logits.append(head(paddle.flatten(F.adaptive_avg_pool2d(y, 1), 1)) / temperature)
+            logits.append(head(paddle.flatten(F.adaptive_avg_pool2d(tail(x), 1), 1)) / temperature)
         return F.softmax(paddle.add_n(logits) / len(logits), axis=1)
 
 

@@ -46,19 +46,19 @@ class Trunk(nn.Layer):
 
 
 def load_trunk(source, arrays, settings, threads):
-    """A compiled trunk (runtime.frozen) with weights from checkpoint.imagenet_weights, or from the seed if it has none."""
+    """A compiled trunk with weights from checkpoint.imagenet_weights, or from the seed if it has none."""
     paddle.seed(settings.seed)
     trunk = Trunk()
     if arrays:
         load_into(trunk.resnet, arrays, source)
-    return runtime.frozen(trunk, [3, settings.image_size, settings.image_size], threads)
+    return runtime.compiled(trunk, [3, settings.image_size, settings.image_size], threads)
 
 
 def extract_features(trunk, pictures, settings, threads):
     """Features of V views of every picture: float32 [V, N, D]. View 0 is the plain one, the others are augmented.
 
-    `trunk` is a compiled trunk (runtime.frozen). Of many pictures fewer views are taken, MANY in all, beyond MANY pictures the
-    plain one alone. None in other processes than the first.
+    `trunk` is compiled. At most MANY augmented views are taken in all, so of more than MANY pictures only the plain one.
+    Returns None in every process but the first.
     """
     augmented, size = min(settings.head_views, MANY // len(pictures)), 16 * team.size
     if augmented < settings.head_views and not team.rank:
@@ -107,7 +107,8 @@ def fit_heads(features, labels, parts, folds, settings, threads=1):
         mean = x.mean(0)
         std = np.concatenate([x[:, c:c + 256].std(0) for c in range(0, x.shape[1], 256)])  # of all: one more copy of x
         std[std < 1e-12] = 1
-        model = LogisticRegression(C=settings.head_c, max_iter=500, class_weight=class_weight)
+        model = LogisticRegression(C=settings.head_c, max_iter=500,
+                                   class_weight="balanced" if settings.class_weights == "balanced" else None)
         x -= mean
         x /= std
         model.fit(x, np.tile(labels[rows], len(features)))
@@ -116,7 +117,6 @@ def fit_heads(features, labels, parts, folds, settings, threads=1):
             coef, bias = np.concatenate([-coef, coef]) / 2, np.concatenate([-bias, bias]) / 2
         weight = coef.T / std[:, None]
         return Head(*(a.astype(np.float32) for a in (weight, (bias - mean @ weight)[None], mean, std)))
-    class_weight = "balanced" if settings.class_weights == "balanced" else None
     with ThreadPoolExecutor(min(threads, 4)) as pool:  # each thread holds a copy of its rows
         return dict(zip(folds, runtime.progress(pool.map(fit, folds), "teacher's heads", len(folds), "fold")))
 

@@ -65,7 +65,7 @@ def test_prefix_and_tail_make_the_student(depth):
     student = Student(3, depth, scale=0.25)
     student.eval()
     x = paddle.randn([2, 3, 64, 64])
-    prefix = runtime.frozen(student.features[:depth], [3, 64, 64]) if depth else paddle.to_tensor
+    prefix = runtime.compiled(student.features[:depth], [3, 64, 64]) if depth else paddle.to_tensor
     with paddle.no_grad():
         plain, fast = student(x), student.tail(prefix(x.numpy()))
     np.testing.assert_allclose(plain.numpy(), fast.numpy(), atol=1e-4)
@@ -77,7 +77,7 @@ def test_prefix_and_tail_make_the_student(depth):
 def test_frozen_network_equals_the_dynamic_graph_at_any_batch_size():
     paddle.seed(2)
     net = paddle.vision.models.resnet18(num_classes=7)
-    run = runtime.frozen(net, [3, 64, 64], threads=2)
+    run = runtime.compiled(net, [3, 64, 64], threads=2)
     for batch in (5, 1, 3):
         x = np.random.default_rng(batch).normal(size=(batch, 3, 64, 64)).astype("float32")
         with paddle.no_grad():

@@ -275,7 +275,6 @@ def test_scalars_do_not_depend_on_visualdl(tmp_path, monkeypatch, capsys):
     assert capsys.readouterr().out.count("VisualDL is not usable here") == 1
     log.scores("fold2", {name: 0.25 for name in COLUMNS[1:]} | {"epoch": 1})
     log.image("picture", np.zeros((4, 4, 3), np.uint8))
-    log.hyperparameters({"seed": 1}, {"result/accuracy": 0.5})
     log.close()
     with open(tmp_path / "scalars.csv", encoding="utf-8") as f:
         assert [r["fold"] + r["epoch"] + r["val_accuracy"] for r in csv.DictReader(f)] == ["fold210.25"]

@@ -35,7 +35,7 @@ def run(settings, folder, cuts=(), resumed=False, fail=None):
     """Train; save behind the steps `cuts`, (epoch, step), and stop behind the last of them. Returns the folds."""
     folds, pictures, parts = build(settings)
     paddle.seed(5)
-    trunk = runtime.frozen(TinyTrunk(), [3, 32, 32])
+    trunk = runtime.compiled(TinyTrunk(), [3, 32, 32])
     checkpointer = Checkpointer(folder, folds, 100)
     start = checkpointer.restore() if resumed else (0, 0)
     if not resumed:

@@ -32,7 +32,7 @@ def run(settings, which, square=None, threads=2, watch=None, folds=None, by="ind
         pictures.square = square(pictures.square)
     parts = stratified_parts(pictures.labels, settings.num_folds, settings.seed)
     paddle.seed(5)
-    trunk = runtime.frozen(TinyTrunk(), [3, 32, 32])
+    trunk = runtime.compiled(TinyTrunk(), [3, 32, 32])
     features = np.random.default_rng(0).normal(size=(1, len(pictures), 5)).astype("float32")
     heads = fit_heads(features, pictures.labels, parts, which, settings)
     folds = folds(heads) if folds else [build_fold(k, pictures.labels, parts, heads[k], settings) for k in which]

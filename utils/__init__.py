@@ -36,4 +36,4 @@ if "AMD" in processor().replace("AMD64", ""):
         if cv2.checkHardwareSupport(number):
             os.environ.setdefault("MKL_DEBUG_CPU_TYPE", kind)
 warnings.filterwarnings("ignore", message="No ccache found")  # which only Paddle's C++ extensions would use
-warnings.filterwarnings("ignore", message="When training, we now always track")  # so we expect
+warnings.filterwarnings("ignore", message="When training, we now always track")  # which is what we want

@@ -13,7 +13,7 @@ import sys
 import time
 
 import numpy as np
-from paddle.utils.download import get_weights_path_from_url
+from paddle.utils.download import WEIGHTS_HOME, get_weights_path_from_url
 from paddle.vision.models import mobilenetv2, resnet
 
 from utils.settings import DOWNLOAD, RANDOM, InputError
@@ -87,7 +87,6 @@ def imagenet_weights(option, value):
         try:
             path = get_weights_path_from_url(url, md5)
         except Exception as e:  # Paddle raises whatever its network library raised
-            from paddle.utils.download import WEIGHTS_HOME
             raise InputError(f"cannot download ImageNet weights from {url} ({type(e).__name__}); fetch the file another "
                              f"way and put it into {WEIGHTS_HOME}, or name a local copy: --{option} FILE") from e
     return path, read_arrays(path)

@@ -3,7 +3,7 @@
     cost(Student(4), [3, 224, 224], threads=2)      # {"parameters": 3541764, "multiply_adds": ..., ...}
 """
 import statistics
-import time
+import timeit
 
 import numpy as np
 import paddle
@@ -20,38 +20,29 @@ def count(layer, input_shape):
     """
     total = 0
 
-    def convolution(conv, _, output):  # weight: [out, in / groups, height, width]
+    def add(part, _, output):  # an output takes as many multiply-adds as it has weights
         nonlocal total
-        total += int(np.prod(output.shape[1:])) * int(np.prod(conv.weight.shape[1:]))
-
-    def linear(dense, _, output):  # weight: [in, out]
-        nonlocal total
-        total += int(np.prod(output.shape[1:])) * dense.weight.shape[0]
-    hooks = [m.register_forward_post_hook(convolution if isinstance(m, nn.Conv2D) else linear)
-             for m in layer.sublayers(include_self=True) if isinstance(m, (nn.Conv2D, nn.Linear))]
+        total += output.size * part.weight.size // output.shape[1]
+    hooks = [m.register_forward_post_hook(add) for m in layer.sublayers(include_self=True)
+             if isinstance(m, (nn.Conv2D, nn.Linear))]
     layer.eval()
     with paddle.no_grad():
         layer(paddle.zeros([1, *input_shape]))
     for hook in hooks:
         hook.remove()
-    return sum(int(np.prod(p.shape)) for name, p in layer.named_parameters()
-               if not name.endswith(("._mean", "._variance"))), total
+    return sum(p.size for name, p in layer.named_parameters() if not name.endswith(("._mean", "._variance"))), total
 
 
 def milliseconds(run, x):
-    """Per picture, the median of seven times run(x)."""
-    seconds = []
-    for _ in range(8):  # the first one warms up
-        began = time.perf_counter()
-        np.asarray(run(x))  # waits for a GPU
-        seconds.append(time.perf_counter() - began)
-    return 1000 * statistics.median(seconds[1:]) / len(x)
+    """Milliseconds per picture: the median of seven calls run(x), after one to warm up."""
+    # asarray waits for a GPU
+    return 1000 * statistics.median(timeit.repeat(lambda: np.asarray(run(x)), number=1, repeat=8)[1:]) / len(x)
 
 
 def cost(layer, input_shape, threads):
     """All of it for a network that no longer learns (it is frozen): a JSON-able dict."""
     parameters, multiply_adds = count(layer, input_shape)
-    run = runtime.frozen(layer, input_shape, threads)
+    run = runtime.compiled(layer, input_shape, threads)
     x = np.random.default_rng(0).normal(size=(16, *input_shape)).astype(np.float32)
     return {"parameters": parameters, "multiply_adds": multiply_adds,
             "ms_alone": milliseconds(run, x[:1]), "ms_in_batch_of_16": milliseconds(run, x)}

@@ -172,7 +172,7 @@ def load_pictures(data_dir, image_size, categories=(), cache_dir="data/cache", c
 
 
 def _fingerprint(data_dir, path):
-    """Another one means that the file may have another picture, or could be read now."""
+    """Path, size, time and readability of a file: if they differ, its picture may have changed, or it can be read now."""
     full = os.path.join(data_dir, path)
     try:
         info = os.stat(full)

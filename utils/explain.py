@@ -21,9 +21,7 @@ def heat_maps(students, temperatures, x, categories):
     for student, temperature in zip(students, temperatures):
         student.eval()
         with paddle.no_grad():
-            features = paddle.to_tensor(x)
-            for block in student.features:
-                features = block(features)
+            features = student.features(paddle.to_tensor(x))
             pooled = paddle.flatten(F.adaptive_avg_pool2d(features, 1), 1)
         pooled.stop_gradient = False
         logits = student.head(pooled) / temperature

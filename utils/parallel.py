@@ -47,7 +47,7 @@ def reported():
 class Team:
     """The processes of this run; without paddle.distributed.launch there is one, and nothing is sent."""
     rank, size = 0, 1
-    place, here = 0, 1  # the same among those that share this machine
+    local_rank, local_size = 0, 1  # the same among the processes on this machine
     lost = ""           # which of the others has ended or fallen silent, and why
     last_words = ""     # why this one ends
 
@@ -59,7 +59,7 @@ class Team:
             self.rank, self.size = dist.get_rank(), dist.get_world_size()
             endpoints = os.environ["PADDLE_TRAINER_ENDPOINTS"].split(",")
             hosts = [e.split(":")[0] for e in endpoints]
-            self.place, self.here = (h.count(hosts[self.rank]) for h in (hosts[:self.rank], hosts))
+            self.local_rank, self.local_size = (h.count(hosts[self.rank]) for h in (hosts[:self.rank], hosts))
             host, port = os.environ.get("PADDLE_MASTER", endpoints[0]).split(":")
             self.store = paddle.base.core.TCPStore(host, int(port), False, 0, 900)
             self.reached = self.passed = self.rounds = 0  # barriers, by this process and by all; rounds of the listener
@@ -120,7 +120,7 @@ class Team:
 
     def cores(self):
         """Processor cores for this process: those of the machine are shared out."""
-        return max(1, runtime.CORES // self.here)
+        return max(1, runtime.CORES // self.local_size)
 
     def barrier(self):
         """Wait for all, however long: one may decode pictures, or compare millions of them, while the others wait."""
@@ -152,7 +152,7 @@ class Team:
         return paddle.concat(shares)[:n]
 
     def broadcast(self, value=None, owner=0):
-        """What `owner` calls it with, in all processes."""
+        """Return in every process the value that `owner` passes."""
         if self.size == 1:
             return value
         self.barrier()

@@ -15,12 +15,11 @@ from utils.pictures import read_picture
 from utils.tables import printable
 
 MANY, MOST_LINES = 60, 300  # categories that a confusion matrix has room for; lines of a text as a picture
-# Category names may be Chinese; name only fonts that are here, or matplotlib warns about the others.
-_INSTALLED = {f.name for f in font_manager.fontManager.ttflist}
 matplotlib.rcParams["text.parse_math"] = False  # a $ in a name is a $
+# Category names may be Chinese; name only fonts that are here, or matplotlib warns about the others.
 matplotlib.rcParams["font.family"] = ["DejaVu Sans"] + [
     n for n in ("Microsoft YaHei", "SimHei", "PingFang SC", "Noto Sans CJK SC", "Noto Sans CJK JP",
-                "WenQuanYi Micro Hei") if n in _INSTALLED]
+                "WenQuanYi Micro Hei") if n in font_manager.get_font_names()]
 
 
 def plot_confusion(report, path):

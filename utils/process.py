@@ -53,7 +53,7 @@ def writable(option, folder):
 
 
 def quoted(path):
-    """A path as the commands that the program prints need it, in any shell."""
+    """The path for a command that the program prints: in quotes if it has a space."""
     return f'"{path}"' if " " in path else path
 
 

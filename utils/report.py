@@ -31,7 +31,7 @@ SHEET, WIDE = 25, 20  # pictures in mistakes.png; categories that a confusion ma
 @dataclass
 class Answers:
     """The out-of-fold answers of one kind of network, rows in the order of the folds' pictures."""
-    epochs: list               # of each fold, from 1; of a teacher none
+    epochs: list               # of each fold, from 1; empty for the teacher
     temperatures: list         # of each fold
     raw: np.ndarray            # [N, C] softmax(logits)
     probabilities: np.ndarray  # [N, C] softmax(logits / temperature of the fold)
@@ -130,13 +130,13 @@ def _categories(probabilities, labels, names, groups):
     table = classification_report(labels, guess, labels=np.arange(len(names)), output_dict=True, zero_division=0)
     categories = {}
     for i, name in enumerate(names):
-        told, truth = guess == i, labels == i
-        two = truth.any() and not truth.all()  # a curve needs pictures of the category, and others
+        predicted, true = guess == i, labels == i
+        both_kinds = true.any() and not true.all()  # a curve needs pictures of the category, and others
         categories[name] = {
-            **table[str(i)], "precision_interval": wilson(truth[told], groups[told]),
-            "recall_interval": wilson(told[truth], groups[truth]),
-            "average_precision": float(average_precision_score(truth, probabilities[:, i])) if two else None,
-            "roc_auc": float(roc_auc_score(truth, probabilities[:, i])) if two else None}
+            **table[str(i)], "precision_interval": wilson(true[predicted], groups[predicted]),
+            "recall_interval": wilson(predicted[true], groups[true]),
+            "average_precision": float(average_precision_score(true, probabilities[:, i])) if both_kinds else None,
+            "roc_auc": float(roc_auc_score(true, probabilities[:, i])) if both_kinds else None}
     return categories, {name: table[name] for name in ("macro avg", "weighted avg")}
 
 

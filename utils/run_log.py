@@ -69,10 +69,10 @@ class RunLog:
                 if epoch < len(f.history):
                     self.scores(f.name, f.history[epoch])
 
-    def image(self, tag, picture, step=0):
+    def image(self, tag, picture):
         """picture: uint8 RGB [H, W, 3]"""
         if self.LogWriter:
-            self.writer("pictures").add_image(tag, picture, step)
+            self.writer("pictures").add_image(tag, picture, 0)
 
     def first_pictures(self, pictures, parts, trained, settings):
         """The first five training pictures with their labels, and five training views of each."""
@@ -104,16 +104,6 @@ class RunLog:
             except Exception as e:  # as above
                 print(f"VisualDL cannot draw the student here ({type(e).__name__}: {e})")
 
-    def hyperparameters(self, settings, metrics):
-        """Settings beside final metrics, for VisualDL's table of runs."""
-        if self.LogWriter:
-            values = {k: v if isinstance(v, (int, float)) and not isinstance(v, bool) else str(v) if v != () else "all"
-                      for k, v in settings.items()}
-            writer = self.writer("result")
-            writer.add_hparams(hparams_dict=values, metrics_list=list(metrics))
-            for name, value in metrics.items():
-                writer.add_scalar(name, value, 0)
-
     def results(self, report, settings, answers, labels):
         """The report: its text and plots as pictures, its figures, and of everyone in `answers` a precision-recall and
         an ROC curve per category. answers: {name: utils.report.Answers}; labels: int [N], of the same rows."""
@@ -127,7 +117,12 @@ class RunLog:
                    for key in ("accuracy", "macro_f1", "calibration_error")}
         against = report.get("student_against_control") or {}
         metrics |= {f"result/{key}": against[key] for key in ("errors_removed", "mcnemar_p") if against.get(key) is not None}
-        self.hyperparameters(settings, metrics)
+        values = {k: v if isinstance(v, (int, float)) and not isinstance(v, bool) else str(v) if v != () else "all"
+                  for k, v in settings.items()}
+        writer = self.writer("result")  # settings beside final figures: VisualDL's table of runs
+        writer.add_hparams(hparams_dict=values, metrics_list=list(metrics))
+        for name, value in metrics.items():
+            writer.add_scalar(name, value, 0)
         for name, a in answers.items():
             for i, category in enumerate(report["category_names"]):
                 self._curves(name, category.replace("%", "％"), a.probabilities[:, i], labels == i)

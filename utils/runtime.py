@@ -30,7 +30,7 @@ def keep_memory():
 
 
 def choose_device(wanted="auto"):
-    """Select 'cpu' or 'gpu' for Paddle and return it. Raises InputError if a GPU is asked for in vain."""
+    """Select 'cpu' or 'gpu' for Paddle and return it. Raises InputError if a GPU is asked for and there is none."""
     # set_device('gpu') without a GPU kills the process, so count first.
     available = paddle.device.is_compiled_with_cuda() and paddle.device.cuda.device_count() > 0
     if wanted == "gpu" and not available:
@@ -55,8 +55,8 @@ def freeze(layer):
     return layer
 
 
-def frozen(layer, input_shape, threads=1):
-    """Compile a frozen layer and return run(x).
+def compiled(layer, input_shape, threads=1):
+    """Freeze a layer for good, compile it, and return run(x).
 
     run takes float32 [B, *input_shape] (array or Tensor) and returns a float32 Tensor. On a CPU it is
     Paddle Inference with oneDNN on `threads` cores, equal to layer(x) within 1e-4 (ResNet50:

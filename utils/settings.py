@@ -60,8 +60,7 @@ class Settings:
                                     "layer; 0 leaves it out", 0, 1000)
     control: bool = setting(False, "train beside every student its twin without a teacher, and compare")
     class_weights: str = setting("balanced", "'balanced' gives every category the same weight in the loss, 'none' every "
-                                 "picture",
-                                 choices=("balanced", "none"))
+                                 "picture", choices=("balanced", "none"))
     mixup_alpha: float = setting(0.2, "parameter of mixup's Beta distribution; 0 switches mixup off", 0, 100)
     batch_size: int = setting(16, "pictures per step and student; rounded so that every part gives the "
                               "same number", 2, 65536)
@@ -127,8 +126,9 @@ class Settings:
 SAMPLE = dict(data_dir="data/sample", image_size=48, teacher_weights=RANDOM, student_weights=RANDOM, freeze_depth=7,
               dropout=0.2, num_epochs=24, warmup_epochs=2, crop_pad=3)
 
-GROUPS = {"data_dir": "pictures", "num_folds": "folds", "teacher_weights": "networks", "temperature": "method",
-          "flip_horizontal": "views of a picture in training", "device": "machine and places"}
+# Of --help: the first setting below each heading.
+HEADINGS = {"data_dir": "pictures", "num_folds": "folds", "teacher_weights": "networks", "temperature": "method",
+            "flip_horizontal": "views of a picture in training", "device": "machine and places"}
 
 
 def element_type(f):
@@ -150,8 +150,8 @@ def parse(argv=None, description=None):
                         help="go on with a run that was stopped, such as logs/20260101-120000 (default: the newest), "
                              "with its own settings")
     for f in dataclasses.fields(Settings):
-        if f.name in GROUPS:
-            group = parser.add_argument_group(GROUPS[f.name])
+        if f.name in HEADINGS:
+            group = parser.add_argument_group(HEADINGS[f.name])
         options = dict(default=None, help=f.metadata["help"])
         if f.type is bool:
             options.update(action="store_true")
@@ -161,7 +161,7 @@ def parse(argv=None, description=None):
             if isinstance(f.default, tuple):
                 options.update(nargs="+", metavar="N" if element_type(f) is int else "NAME")
             elif f.default != "":
-                limits = "{low} to {high}, ".format(**f.metadata) if abs(f.metadata["high"]) < math.inf else ""
+                limits = "{low} to {high}, ".format(**f.metadata) if f.metadata["high"] < math.inf else ""
                 options["help"] += f" ({limits}default: {f.default})"
         group.add_argument(f"--{f.name}", **options)
     given = {k: tuple(v) if isinstance(v, list) else v

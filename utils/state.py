@@ -42,7 +42,7 @@ class Checkpointer:
     def __init__(self, folder, folds, minutes):
         self.folder, self.folds, self.minutes, self.saved = folder, folds, minutes, time.monotonic()
         self.whole = None  # the newest state that is known to be whole
-        numbers = sum(int(np.prod(v.shape)) for f in folds for layer in (f.student, f.regressor) if layer
+        numbers = sum(v.size for f in folds for layer in (f.student, f.regressor) if layer
                       for v in layer.state_dict().values())
         needed = 2 * 4 * 4 * numbers  # two states; weight, two moments, best weight; float32
         free = shutil.disk_usage(folder).free + sum(map(os.path.getsize, _states(folder)))
@@ -97,7 +97,6 @@ class Checkpointer:
             raise InputError(f"no state in {self.folder} is whole; start the run again")
         for f in self.folds:
             mine = {k[len(f.name) + 1:]: v for k, v in arrays.items() if k.startswith(f.name + ".")}
-
             _set(f, mine, about["scores"][f.name], path)
         self.whole, stops.advice = path, f"to go on: {resume_command(self.folder)}"
         return tuple(int(n) for n in os.path.basename(path)[:-len(".npz")].split("-")[1:])
@@ -119,20 +118,19 @@ def _arrays(fold):
 
 def _set(fold, arrays, scores, source):
     """Make a fold as it was when its _arrays and scores were taken."""
-    def under(name):
-        return {k[len(name) + 1:]: v for k, v in arrays.items() if k.startswith(name + ".")}
     layers = {"student": fold.student, **({"regressor": fold.regressor} if fold.regressor else {})}
-    if under("optimizer"):  # Paddle makes the moments in a step: take one, then set all to what it was
+    if any(k.startswith("optimizer.") for k in arrays):
+        # Paddle makes the moments in a step: take one, then set all to what it was
         sum(p.sum() for layer in layers.values() for p in layer.parameters() if not p.stop_gradient).backward()
         fold.optimizer.step()
         fold.optimizer.clear_grad()
         for key, value in _moments(fold.optimizer).items():
-            value.set_value(under("optimizer")[key])
+            value.set_value(arrays[f"optimizer.{key}"])
     for name, layer in layers.items():
-        load_into(layer, under(name), source)
+        load_into(layer, arrays, source, f"{name}.")
     fold.sums = paddle.to_tensor(arrays["sums"]) if "sums" in arrays else None
     fold.probabilities = list(arrays.get("probabilities", []))
-    fold.best_weights = under("best")
+    fold.best_weights = {k.removeprefix("best."): v for k, v in arrays.items() if k.startswith("best.")}
     for key in SCORES:
         setattr(fold, key, scores[key])
 
@@ -209,7 +207,7 @@ def checksums(pictures, threads, rows=None):
 
 def same_share(pictures, sums, threads):
     """Whether the pictures have these checksums; the processes of a machine share them out, for all read its one copy."""
-    rows = range(team.place, len(pictures), team.here)
+    rows = range(team.local_rank, len(pictures), team.local_size)
     return np.array_equal(checksums(pictures, threads, rows), sums[rows])
 
 

@@ -110,8 +110,8 @@ def score(probabilities, labels, raw=None, groups=None):
 def compare(labels, answers, other_answers, groups=None, resamples=10_000, seed=0):
     """Two networks on the same pictures: what the first gains over the other, and whether that could be chance.
 
-    mcnemar_p: exact and two-sided (McNemar 1947), over the pictures that one of them alone got right; of a group it counts
-    who got more of it right, in `better` and `worse` groups. Intervals: percentile bootstrap over groups. `errors_removed`
+    mcnemar_p: exact and two-sided (McNemar 1947), over the pictures that one of them alone got right; a group counts
+    once, for the network that got more of it right (`better`, `worse`). Intervals: percentile bootstrap over groups. `errors_removed`
     is a share of the other's errors; None if it made none. All of it takes the trained weights as given: another seed would
     move both networks.
     """

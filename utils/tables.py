@@ -15,7 +15,7 @@ def guarded(text):
 
 
 def write_csv(path, header, rows, mode="w"):
-    """Write a table as UTF-8 with the mark by which Excel knows it; texts are guarded."""
+    """Write a table as UTF-8 with a byte order mark, by which Excel knows it; texts are guarded."""
     def cell(value):
         return guarded(value) if isinstance(value, str) else value
     with open(path, mode, newline="", encoding="utf-8-sig", errors="backslashreplace") as f:
@@ -23,7 +23,7 @@ def write_csv(path, header, rows, mode="w"):
 
 
 def read_csv(path):
-    """The rows of a table of write_csv, as dicts; a text that got an apostrophe is without it again."""
+    """The rows of a table of write_csv, as dicts; the apostrophe that write_csv added is removed."""
     def text(value):
         return value[1:] if value.startswith("'") and guarded(value) != value else value
     with open(path, newline="", encoding="utf-8-sig") as f:

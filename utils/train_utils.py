@@ -152,9 +152,7 @@ def evaluate(folds, prefix, pictures, settings, threads, on_batch=None):
     outputs = [[] for _ in folds]
     with fold_pool(threads) as pool:
         for job, x in zip(jobs, prefetch(make, jobs, threads)):
-            ends = np.cumsum([len(rows) for rows in job.values()])
-            x = prefix(x)
-            maps = {k: x[end - len(rows):end] for (k, rows), end in zip(job.items(), ends)}
+            maps = dict(zip(job, paddle.split(prefix(x), [len(rows) for rows in job.values()])))
             judged = [i for i, f in enumerate(folds) if f.index in maps]
             for i, p in zip(judged, pool.map(lambda i: predict(folds[i], maps[folds[i].index]), judged)):
                 outputs[i].append(p)
@@ -195,12 +193,12 @@ def train(folds, pictures, parts, trunk, settings, threads, on_epoch=None, on_st
     features [B, D]. `settings` decide the stream of pictures, fold.settings what the fold makes of it. After each
     epoch, on_epoch(epoch, active, seconds) is called with the folds that trained; those whose `best_epoch` is this
     epoch have reached a new peak. on_step(epoch, step) is called when `step` steps of an epoch (from 0) are done, every few
-    steps, and may raise to end the training there; start: such a point, at which the folds are.
+    steps, and may raise to end the training there; start: the (epoch, step) that the folds have reached.
     """
     s, labels = settings, pictures.labels
     num_parts, per_part = s.num_folds, pictures_per_part(s)
     steps = -(-int(np.bincount(parts).max()) // per_part)
-    prefix = (runtime.frozen(folds[0].student.features[:s.freeze_depth], [3, s.image_size, s.image_size], threads)
+    prefix = (runtime.compiled(folds[0].student.features[:s.freeze_depth], [3, s.image_size, s.image_size], threads)
               if s.freeze_depth else paddle.to_tensor)
     pool = fold_pool(threads)
 
@@ -255,12 +253,12 @@ def train(folds, pictures, parts, trunk, settings, threads, on_epoch=None, on_st
             batches = enumerate(prefetch(make, range(done, steps), threads), done)
             while few := list(itertools.islice(batches, together)):
                 # the frozen networks, once for all folds, on the very same pictures
-                few = [(step, team.all_gather(trunk(x), len(part_of)), team.all_gather(prefix(x), len(part_of)), *how)
-                       for step, (x, *how) in few]
+                few = [(step, *(team.all_gather(network(x), len(part_of)) for network in (trunk, prefix)), partner, lam)
+                       for step, (x, partner, lam) in few]
                 tasks = dict.fromkeys(mine)  # the newest of each fold: it waits for the one before
-                for step, *heard in few:
+                for step, *inputs in few:  # features, maps, partner, lam
                     for f in mine:
-                        tasks[f] = pool.submit(step_of, f, tasks[f], step, *heard)
+                        tasks[f] = pool.submit(step_of, f, tasks[f], step, *inputs)
                 for task in tasks.values():
                     task.result()
                 bar.update(len(few) * len(part_of))
