@@ -62,7 +62,7 @@ def parse(argv):
         raise InputError(f"--batch_size {args.batch_size}: must be at least 1")
     if not 0 <= args.min_confidence <= 1:
         raise InputError(f"--min_confidence {args.min_confidence}: must be at least 0 and at most 1")
-    if args.output:
+    if args.output is not None:
         if not args.output.lower().endswith((".csv", ".json")):
             raise InputError(f"--output {args.output}: must end in .csv or .json")
         if os.path.exists(args.output):
@@ -72,7 +72,9 @@ def parse(argv):
         writable("output", os.path.dirname(args.output) or ".")
     if args.use_gpu and args.model_path[0].endswith(EXPORTS):
         raise InputError("--use_gpu: exports run on the processor here; leave the option out")
-    if args.explain:
+    if args.explain is not None:
+        if not args.explain:
+            raise InputError("--explain '': the name of the folder is empty")
         if args.model_path[0].endswith(EXPORTS):
             raise InputError("--explain: an export gives answers only; name the .pdparams files that it was made of")
         if os.path.lexists(args.explain):

@@ -159,8 +159,9 @@ def main(argv=None):
         stops.advice = ""
         raise InputError("; ".join(failed))
     controls = [f for f in controls if f.history and f.index in [g.index for g in folds]]
-    if len(controls) < len(folds):
-        controls = []  # a student without its twin: there is nothing to compare by picture
+    if controls and (len(controls) < len(folds) or any(f.failed for f in folds + controls)):
+        controls = []  # a network that ended early loses against any twin: that would say nothing of the teacher
+        failed.append("students and controls are not compared, since one of them ended early")
 
     # The report: every picture once, by the student that never saw it
     whole_teacher = paddle.nn.Sequential(Trunk(), paddle.nn.Linear(*heads[trained[0]].weight.shape))
@@ -169,10 +170,10 @@ def main(argv=None):
     answers = all_answers(folds, controls, teacher, pictures.labels)
     report = build_report(folds, answers, pictures, parts, groups, networks)
     report.update(run=run, failed=failed, versions=runtime.versions())
-    for f, figures in zip(folds, report["folds"]):
-        update_about(weights_path(settings, f), temperature=figures["temperature"])
     text = write_report(folder, report, folds, answers, pictures, groups)
     write_page(folder, text, report, folds, answers, pictures)
+    for f, figures in zip(folds, report["folds"]):
+        update_about(weights_path(settings, f), temperature=figures["temperature"])
     print("\n" + text)
     log.results(report, settings.to_json(), answers, pictures.labels[np.concatenate([f.pictures for f in folds])])
     log.close()

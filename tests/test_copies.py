@@ -153,6 +153,7 @@ def test_given_groups_join_found_ones(tmp_path, planted):
     (b"path,group\ncans/0.png,a\ncans/1.png,a\ncans/0.png,b\n", "line 4: cans/0.png is in group a already"),
     ("path,group\ncans/0.png,a\ncans/1.png,玻璃\n".encode("gbk"), "line 3: not UTF-8 text"),
     ("path,group\n".encode("utf-16"), "line 1: not UTF-8 text"),
+    (b'path,group\ncans/0.png,"5 inch\ncans/1.png,a\ncans/2.png,a\n', "after line 1: unexpected end of data"),
     (b"path,group\ncans/0.png,a\ncans/1.png,\0\n" + b"x" * 200000, "line "),
 ])
 def test_bad_groups_files(tmp_path, folder, load, content, message):
@@ -169,8 +170,10 @@ def test_bad_groups_files(tmp_path, folder, load, content, message):
 def test_given_groups_may_name_pictures_that_are_left_out(tmp_path, folder, load):
     open(os.path.join(folder, "cans", "empty.png"), "w").close()
     write_picture(os.path.join(folder, "=1", "0.png"), drawn(0))
-    (tmp_path / "groups.csv").write_text("path,group\ncans/empty.png,a\ncans/0.png,a\ncans/1.png,a\nglass/1.png,a\n"
-                                         "'=1/0.png,a\n")  # as it stands in folds.csv
+    os.mkdir(os.path.join(folder, "cans", ".hidden"))
+    write_picture(os.path.join(folder, "cans", ".hidden", "0.png"), drawn(0))
+    (tmp_path / "groups.csv").write_text("path,group\ncans/empty.png,a\ncans/.hidden/0.png,a\ncans/0.png,a\n"
+                                         "cans/1.png,a\nglass/1.png,a\n'=1/0.png,a\n")  # as it stands in folds.csv
     assert len(read_groups(str(tmp_path / "groups.csv"), load(categories=("cans", "纸", "=1")))) == 2
 
 

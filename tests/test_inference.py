@@ -69,6 +69,8 @@ def test_inference_with_several_files_averages_and_survives_bad_files(sample, tm
     (["--categories", "Kitchen", "Harmful", "Other", "Recyclable"], "Harmful Kitchen Other Recyclable, in this order"),
     (["--model_path", "nowhere.pdparams"], "nowhere.pdparams does not exist"),
     (["--output", "answers.txt"], "must end in .csv or .json"),
+    (["--output", ""], "must end in .csv or .json"),  # of a variable that is not set
+    (["--explain", ""], "the name of the folder is empty"),
     (["--batch_size", "0"], "--batch_size 0"),
     (["--min_confidence", "1.5"], "--min_confidence 1.5: must be at least 0 and at most 1"),
     (["--min_confidence", "nan"], "--min_confidence nan"),

@@ -218,22 +218,33 @@ def test_main_keeps_an_earlier_run_and_says_so(sample, tmp_path):
     assert "80 of 240 pictures" in done.stdout
 
 
-def test_a_fold_that_fails_is_named_and_the_report_covers_the_others(sample, tmp_path, monkeypatch):
+@pytest.mark.parametrize("late", [False, True])
+def test_a_fold_that_fails_is_named_and_the_report_covers_the_others(sample, tmp_path, monkeypatch, late):
     where, _ = sample
-    build = main.build_fold
+    build, say = main.build_fold, main.print_epoch
 
     def poisoned(*args):
         fold = build(*args)
-        if fold.name == "fold1":
+        if fold.name == "fold1" and not late:
             fold.settings = dataclasses.replace(fold.settings, feature_weight=float("nan"))
         return fold
+
+    def poisoning(epoch, folds, *others):  # after the first epoch
+        say(epoch, folds, *others)
+        if folds[0].name == "control0" and late:
+            folds[1].class_weights *= float("nan")
     monkeypatch.setattr(main, "build_fold", poisoned)
-    with pytest.raises(InputError, match=r"^fold1 stopped at epoch 1, step 1 of \d+: .*lower --base_lr$"):
+    monkeypatch.setattr(main, "print_epoch", poisoning)
+    name, epoch = ("control1", 2) if late else ("fold1", 1)
+    with pytest.raises(InputError, match=rf"^{name} stopped at epoch {epoch}, step 1 of \d+: .*, \.\.\.\); lower --base_lr"):
         main.main(["--sample", *SHORT, "--num_epochs", "2", "--control", "--data_dir", str(where / "sample"), "--cache_dir",
                    str(where / "cache"), "--log_dir", str(tmp_path / "logs"), "--save_dir", str(tmp_path / "saved")])
     (run,) = (tmp_path / "logs").iterdir()
     report = json.loads((run / "report.json").read_text("utf-8"))
-    assert [f["fold"] for f in report["folds"]] == [0, 2] and report["out_of_fold"]["pictures"] == 160
-    assert "control_cross_fitted" in report["out_of_fold"] and report["failed"][0].startswith("fold1 stopped at epoch 1")
-    assert "note: fold1 stopped at epoch 1" in (run / "report.txt").read_text("utf-8")
-    assert ended(str(run)) and not (tmp_path / "saved" / "best_model_fold1.pdparams").exists()
+    text = (run / "report.txt").read_text("utf-8")
+    assert report["failed"][0].startswith(f"{name} stopped at epoch {epoch}") and f"note: {name} stopped at epoch" in text
+    assert [f["fold"] for f in report["folds"]] == ([0, 1, 2] if late else [0, 2])
+    assert report["out_of_fold"]["pictures"] == (240 if late else 160) and ended(str(run))
+    # a twin that learned for one epoch is no control
+    assert ("control_cross_fitted" in report["out_of_fold"]) != late and ("are not compared" in text) == late
+    assert (tmp_path / "saved" / "best_model_fold1.pdparams").exists() == late

@@ -172,6 +172,8 @@ def test_settings_of_a_resumed_run(tmp_path, capsys):
     from utils.run_log import record_run
     settings, _, folder = parse(["--num_folds", "3", "--categories", "a", "b", "--log_dir", str(tmp_path)])
     assert folder is None
+    with pytest.raises(InputError, match="the name of the folder is empty"):
+        parse(["--resume", ""])  # of a variable that is not set
     with pytest.raises(InputError, match="nothing to resume in .*--log_dir"):
         parse(["--resume", "--log_dir", str(tmp_path)])
     where = tmp_path / "20260101-000000"

@@ -15,6 +15,7 @@ import functools
 import hashlib
 import io
 import json
+from pathlib import PurePosixPath
 
 import cv2
 import numpy as np
@@ -190,7 +191,7 @@ def read_groups(path, pictures):
     number = {p: i for i, p in enumerate(pictures.paths)}
     number |= {guarded(p): i for p, i in number.items()}  # as folds.csv has them
     left_out = {p for p, _ in pictures.left_out}
-    rows = csv.DictReader(io.StringIO(text, newline=""))
+    rows = csv.DictReader(io.StringIO(text, newline=""), strict=True)
     groups, first, pairs = {}, {}, []
     try:
         if not {"path", "group"} <= set(rows.fieldnames or ()):
@@ -207,11 +208,11 @@ def read_groups(path, pictures):
                 i = number[picture]
                 if first.setdefault(group, i) != i:
                     pairs.append((first[group], i))
-            elif not left_out & {picture, picture.split("/")[0]}:
+            elif not left_out & {picture, *map(str, PurePosixPath(picture).parents)}:
                 raise InputError(f"{where}: no picture {picture} in {pictures.data_dir}; paths are relative to it, "
                                  "such as " + pictures.paths[0])
     except csv.Error as e:
-        raise InputError(f"--groups {path}, line {rows.line_num}: {e}") from e
+        raise InputError(f"--groups {path}, after line {rows.line_num}: {e}; is a quotation mark without its partner?") from e
     return np.array(pairs, np.int64).reshape(-1, 2)
 
 

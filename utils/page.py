@@ -13,7 +13,7 @@ from utils.explain import explain
 from utils.tables import printable
 from utils.transforms import eval_view
 
-EXAMPLES = 4  # of each category, right and wrong
+EXAMPLES, MOST = 4, 200  # of each category, right and wrong; of all, at 40 kB each in a page to mail
 PLOTS = (("confusion_matrix.png", "Confusion matrix"), ("confidence.png", "Confidence"), ("curves.png", "Training"),
          ("mistakes.png", "The surest mistakes: many will be wrong labels"),
          ("training_views.png", "Five pictures and what the networks saw of them in training"))
@@ -41,7 +41,7 @@ def write_page(folder, text, report, folds, answers, pictures):
                  "that never saw the picture. Red is what spoke for its answer (Grad-CAM); what a network looks at is "
                  "coarse, 32 pixels to a cell, and glows at borders too.</p>")
     for category, shown in examples(folds, answers["student"].probabilities, pictures).items():
-        parts.append(f"<h3>{escaped(category)}</h3>")
+        parts += [f"<h3>{escaped(category)}</h3>"] * bool(shown)
         parts += [f"<figure>{image(jpeg, 'jpeg', caption)}<figcaption>{escaped(caption)}</figcaption></figure>"
                   for jpeg, caption in shown]
     for title, values in (("Settings", report["settings"]), ("Versions", report["versions"])):
@@ -68,11 +68,12 @@ def examples(folds, probabilities, pictures):
 
     probabilities: float [N, C], calibrated, rows in the order of the folds' pictures.
     """
+    few = max(1, min(EXAMPLES, MOST // (2 * len(pictures.categories))))
     rows, shown = np.concatenate([f.pictures for f in folds]), {c: [] for c in pictures.categories}
     labels, guess, confidence = pictures.labels[rows], probabilities.argmax(1), probabilities.max(1)
     chosen = [i for c in range(len(pictures.categories)) for wrong in (False, True)
               for i in sorted(np.flatnonzero((labels == c) & ((guess != labels) == wrong)),
-                              key=lambda i: -confidence[i])[:EXAMPLES]]
+                              key=lambda i: -confidence[i])[:few]][:MOST]
     drawn = {}
     for f in folds:
         load_into(f.student, f.best_weights, f.name)

@@ -30,6 +30,11 @@ GRACE = 40   # seconds more, in which it ends by itself if it waits for Paddle, 
 POLL = 0.005
 
 
+def last_line(error):
+    """Of what an error says, or its name if it says nothing."""
+    return (str(error).strip() or type(error).__name__).splitlines()[-1]
+
+
 @contextlib.contextmanager
 def reported():
     """What another process said when it ended, or Paddle of a connection that fails or is silent for 30 s, on one line."""
@@ -38,7 +43,7 @@ def reported():
     except (RuntimeError, ValueError, OSError) as e:
         if team.lost:
             raise InputError(team.lost) from e
-        reason = str(e).strip().splitlines()[-1]
+        reason = last_line(e)
         raise InputError(f"process {os.environ['PADDLE_TRAINER_ID']} lost another one ({reason}); each says "
                          "why it ended in its workerlog; between machines GLOO_SOCKET_IFNAME names the network interface, "
                          "such as eth0") from e
@@ -113,7 +118,7 @@ class Team:
     def end(self, why):
         """Tell the others why this process ends; takes the 2 s that they need to hear it."""
         if self.size > 1 and not self.lost:
-            why = f"process {self.rank} ended: " + str(why).strip().splitlines()[-1]
+            why = f"process {self.rank} ended: {last_line(why)}"
             self.last_words = why.encode("utf-8", "backslashreplace").decode()  # names of files are any bytes
             self.called.set()
             time.sleep(2)

@@ -14,7 +14,8 @@ from matplotlib.figure import Figure  # not pyplot: it opens windows, and fails 
 from utils.pictures import read_picture
 from utils.tables import printable
 
-MANY, MOST_LINES = 60, 300  # categories that a confusion matrix has room for; lines of a text as a picture
+MANY = 60  # categories that a confusion matrix has room for
+MOST = 300  # lines of a text as a picture, and letters of a line
 matplotlib.rcParams["text.parse_math"] = False  # a $ in a name is a $
 # Category names may be Chinese; name only fonts that are here, or matplotlib warns about the others.
 matplotlib.rcParams["font.family"] = ["DejaVu Sans"] + [
@@ -97,7 +98,7 @@ def plot_confidence(report, path):
 def plot_text(text, path):
     """A text with columns as a picture, for VisualDL, whose own texts lose their lines and spaces."""
     lines = text.rstrip().split("\n")
-    lines = lines[:MOST_LINES] + ["..."] * (len(lines) > MOST_LINES)
+    lines = [line[:MOST] for line in lines[:MOST]] + ["..."] * (len(lines) > MOST)
     fig = Figure(figsize=(0.2 + 0.075 * max(map(len, lines)), 0.2 + 0.15 * len(lines)))
     fig.text(0.01, 0.99, "\n".join(lines), fontsize=9, va="top", family=["monospace",
                                                                          *matplotlib.rcParams["font.family"]])

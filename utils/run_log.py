@@ -25,6 +25,15 @@ from utils.transforms import eval_view, train_view
 COLUMNS = ("fold", "epoch", "learning_rate", "train_loss", "train_accuracy", "val_loss", "val_accuracy")
 
 
+@contextlib.contextmanager
+def unless_visualdl_fails(what):
+    """VisualDL pulls in a web server, and has failed with new versions of NumPy: it must cost neither training nor report."""
+    try:
+        yield
+    except Exception as e:
+        print(f"{what} ({type(e).__name__}: {e})")
+
+
 class RunLog:
     """Scalars, pictures and hyperparameters of one run, below logs/<run>/.
 
@@ -36,12 +45,10 @@ class RunLog:
         self.folder = folder
         self.file = None
         self.writers = {}
-        try:
+        self.LogWriter = None
+        with unless_visualdl_fails("VisualDL is not usable here; scalars.csv has the same numbers"):
             from visualdl import LogWriter
             self.LogWriter = LogWriter
-        except Exception as e:  # it pulls in a web server; whatever breaks there must not cost the training
-            self.LogWriter = None
-            print(f"VisualDL is not usable here ({type(e).__name__}: {e}); scalars.csv has the same numbers")
 
     def writer(self, name):
         if name not in self.writers:
@@ -97,13 +104,11 @@ class RunLog:
         with paddle.utils.unique_name.guard():
             student = Student(num_classes, settings.freeze_depth)  # one to draw: add_graph rewrites its forward()
         student.eval()
-        with warnings.catch_warnings(), older():
+        with unless_visualdl_fails("VisualDL cannot draw the student here"), warnings.catch_warnings(), older():
             warnings.simplefilter("ignore")
-            try:
-                self.writer("student").add_graph(student, [paddle.static.InputSpec([-1, 3, *2 * [settings.image_size]])])
-            except Exception as e:  # as above
-                print(f"VisualDL cannot draw the student here ({type(e).__name__}: {e})")
+            self.writer("student").add_graph(student, [paddle.static.InputSpec([-1, 3, *2 * [settings.image_size]])])
 
+    @unless_visualdl_fails("VisualDL does not show all results")
     def results(self, report, settings, answers, labels):
         """The report: its text and plots as pictures, its figures, and of everyone in `answers` a precision-recall and
         an ROC curve per category. answers: {name: utils.report.Answers}; labels: int [N], of the same rows."""
@@ -117,7 +122,7 @@ class RunLog:
                    for key in ("accuracy", "macro_f1", "calibration_error")}
         against = report.get("student_against_control") or {}
         metrics |= {f"result/{key}": against[key] for key in ("errors_removed", "mcnemar_p") if against.get(key) is not None}
-        values = {k: v if isinstance(v, (int, float)) and not isinstance(v, bool) else str(v) if v != () else "all"
+        values = {k: v if isinstance(v, (int, float)) and not isinstance(v, bool) else printable(str(v)) if v != () else "all"
                   for k, v in settings.items()}
         writer = self.writer("result")  # settings beside final figures: VisualDL's table of runs
         writer.add_hparams(hparams_dict=values, metrics_list=list(metrics))

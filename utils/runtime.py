@@ -70,7 +70,9 @@ def compiled(layer, input_shape, threads=1):
                 return layer(paddle.to_tensor(x)).astype("float32")
         return run_gpu
 
-    with tempfile.TemporaryDirectory() as folder:
+    # On Windows Paddle opens no file in the folder of a user whose name is not ASCII; that of all users is. (Not tried.)
+    place = None if tempfile.gettempdir().isascii() else os.environ.get("PUBLIC")
+    with tempfile.TemporaryDirectory(dir=place) as folder:
         prefix = os.path.join(folder, "net")
         paddle.jit.save(layer, prefix, [paddle.static.InputSpec([None, *input_shape], "float32")])
         return predictor(prefix, threads)

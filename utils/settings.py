@@ -169,6 +169,8 @@ def parse(argv=None, description=None):
     sample, folder = given.pop("sample"), given.pop("resume", None)
     if sample and not folder:
         given = {**SAMPLE, **given}
+    if folder == "":
+        raise InputError("--resume '': the name of the folder is empty; leave it out for the newest run")
     if folder == NEWEST:
         folder = newest_run(given.get("log_dir", Settings.log_dir))
     if folder:

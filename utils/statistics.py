@@ -111,9 +111,9 @@ def compare(labels, answers, other_answers, groups=None, resamples=10_000, seed=
     """Two networks on the same pictures: what the first gains over the other, and whether that could be chance.
 
     mcnemar_p: exact and two-sided (McNemar 1947), over the pictures that one of them alone got right; a group counts
-    once, for the network that got more of it right (`better`, `worse`). Intervals: percentile bootstrap over groups. `errors_removed`
-    is a share of the other's errors; None if it made none. All of it takes the trained weights as given: another seed would
-    move both networks.
+    once, for the network that got more of it right (`better`, `worse`). Intervals: percentile bootstrap over groups.
+    `errors_removed` is a share of the other's errors; None if it made none. All of it takes the trained weights as given:
+    another seed would move both networks.
     """
     right, other = answers == labels, other_answers == labels
     outcomes = np.stack([right & ~other, ~right & other, ~right & ~other, np.ones(len(labels), bool)], 1).astype(int)

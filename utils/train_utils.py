@@ -274,9 +274,10 @@ def train(folds, pictures, parts, trunk, settings, threads, on_epoch=None, on_st
                 if healthy < steps or not np.isfinite(p).all():
                     step = int(min(healthy, steps - 1))
                     batch = order[step][seen_by[f]]
+                    some = [printable(pictures.paths[i]) for i in batch[:5]] + ["..."] * (len(batch) > 5)
                     failed = (f"epoch {epoch + 1}, step {step + 1} of {steps}: the loss or a weight is no longer a finite "
                               f"number (learning rate {rate_at(f, epoch, step):.3g}; pictures "
-                              f"{', '.join(printable(pictures.paths[i]) for i in batch)}); lower --base_lr")
+                              f"{', '.join(some)}); lower --base_lr")
                 else:
                     of_truth = p[np.arange(len(p)), labels[f.pictures]]
                     scores = dict(epoch=epoch + 1, learning_rate=rate_at(f, epoch, steps - 1), train_loss=loss / seen,
