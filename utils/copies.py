@@ -212,7 +212,7 @@ def read_groups(path, pictures):
                 raise InputError(f"{where}: no picture {picture} in {pictures.data_dir}; paths are relative to it, "
                                  "such as " + pictures.paths[0])
     except csv.Error as e:
-        raise InputError(f"--groups {path}, after line {rows.line_num}: {e}; is a quotation mark without its partner?") from e
+        raise InputError(f"--groups {path}, after line {rows.line_num}: {e}; is a quotation mark unpaired?") from e
     return np.array(pairs, np.int64).reshape(-1, 2)
 
 
