@@ -63,7 +63,7 @@ def test_the_fast_ways_equal_the_plain_ones(settings, monkeypatch):
         runtime.freeze(layer)
         return paddle.no_grad()(lambda x: layer(paddle.to_tensor(x)))
     adam = paddle.optimizer.Adam
-    monkeypatch.setattr(runtime, "frozen", plain)
+    monkeypatch.setattr(runtime, "compiled", plain)
     monkeypatch.setattr("models.student_model.STACKED", 0)
     monkeypatch.setattr(paddle.optimizer, "Adam", lambda *args, use_multi_tensor, **kwargs: adam(*args, **kwargs))
     for k, slow in run(settings, [0, 1, 2]).items():
