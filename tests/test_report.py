@@ -15,7 +15,7 @@ from models.teacher_model import Trunk
 from utils.cost import cost, count
 from utils.data_utils import Pictures
 from utils.pictures import read_picture
-from utils.plots import contact_sheet, shorten
+from utils.plots import contact_sheet, plot_text, shorten
 from utils.report import Answers, all_answers, build_report, report_text, write_report
 from utils.run_log import COLUMNS, RunLog
 from utils.settings import Settings
@@ -267,6 +267,11 @@ def test_contact_sheet_is_a_picture_also_without_a_screen(tmp_path, capsys):
     squares = [np.full((40, 40, 3), 40 * i, np.uint8) for i in range(7)]
     sheet = contact_sheet(squares, ["金属"] * 7, str(tmp_path / "sheet.png"))
     assert sheet.dtype == np.uint8 and sheet.shape[2] == 3 and (tmp_path / "sheet.png").stat().st_size > 1000
+
+
+def test_a_text_with_a_very_long_line_becomes_a_picture_that_can_be_read(tmp_path):
+    plot_text("one\n" + 40 * "a/path/of/some/photograph.jpg, " * 10, str(tmp_path / "text.png"))
+    assert read_picture(str(tmp_path / "text.png")).shape[1] < 5000
 
 
 def test_scalars_do_not_depend_on_visualdl(tmp_path, monkeypatch, capsys):
