@@ -21,7 +21,7 @@ import numpy as np
 import paddle
 from scipy.special import softmax
 
-from inference import expand, find_pictures, load_export, load_students, read_views
+from inference import expand, find_pictures, load_export, load_students, predict, read_views
 from models.student_model import Ensemble
 from utils.checkpoint import EXPORTS
 from utils.cost import milliseconds
@@ -72,6 +72,7 @@ def main(argv=None):
             about.pop(key, None)
     if "int8" in args.format and len(students) > 1:
         raise InputError("int8 takes one student: only of one are there pictures that it never saw, to judge it by")
+    own_part = never_seen(about) if "int8" in args.format else None
     views = some_views(args.image_path or about.get("settings", {}).get("data_dir", "?"), size, 2 * CHECKED)
     views, others = views[::2], views[1::2] or views
     # what the training network says, each student for itself
@@ -94,7 +95,7 @@ def main(argv=None):
         for name in args.format:
             check(name, os.path.join(unfinished, FORMATS[name]), x, expected)
         if "int8" in args.format:
-            judge(os.path.join(unfinished, FORMATS["int8"]), students[0], about)
+            judge(os.path.join(unfinished, FORMATS["int8"]), students[0], about, *own_part)
         # formats that others were made of, and nobody asked for
         if "paddle" not in args.format:
             os.remove(runtime.program(os.path.join(unfinished, "model")))
@@ -131,8 +132,8 @@ def write(network, size, args, folder, x):
             from onnxruntime import quantization
             from onnxruntime.quantization.shape_inference import quant_pre_process
     except (ImportError, ValueError) as e:  # ValueError: with Paddle 2
-        raise InputError(f"{e}: ONNX needs Paddle 3 and pip install -r requirements-export.txt; or use --format "
-                         "paddle") from e
+        raise InputError(f"{e}: ONNX needs Paddle 3, Python 3.12 or older (of paddle2onnx there is no newer build), and pip "
+                         "install -r requirements-export.txt; or use --format paddle") from e
     paddle2onnx.export(runtime.program(prefix), prefix + ".pdiparams", prefix + ".onnx", opset_version=17,
                        optimize_tool="None", verbose=False)
     if "int8" in args.format:
@@ -152,31 +153,37 @@ def write(network, size, args, folder, x):
         os.remove(folded)
 
 
-def judge(path, student, about):
-    """Print the accuracy of an int8 student and of itself on the pictures of its part, which it never saw."""
-    size = about["image_size"]
+def never_seen(about):
+    """(paths, labels int [N]) of the pictures of the student's own part. Raises InputError if they are not all there."""
     try:
         settings = about["settings"]
         folds = read_csv(os.path.join(settings["log_dir"], about["run"], "folds.csv"))
-        rows = [(r["path"], about["categories"].index(r["label"])) for r in folds if r["part"] == str(about["fold"])]
+        rows = [(os.path.join(settings["data_dir"], r["path"]), about["categories"].index(r["label"]))
+                for r in folds if r["part"] == str(about["fold"])]
     except (OSError, KeyError, ValueError) as e:
-        raise InputError(f"int8 is judged on the pictures that the student never saw, which are not known: {e}") from e
-    read = read_views([os.path.join(settings["data_dir"], p) for p, _ in rows], size)
-    labels = np.array([label for (_, label), (v, _) in zip(rows, read) if v is not None])
-    views = [v for v, _ in read if v is not None]
-    if len(views) < len(rows) or not rows:
-        raise InputError(f"only {len(views)} of the {len(rows)} pictures that the student never saw are in "
-                         f"{settings['data_dir']} and can be read; int8 is judged on all of them")
+        raise InputError(f"int8 is judged on the pictures that the student never saw, which are not known: {e}; run "
+                         "export.py where main.py ran") from e
+    missing = sum(not os.path.exists(path) for path, _ in rows)
+    if missing or not rows:
+        raise InputError(f"int8 is judged on all {len(rows)} pictures that the student never saw; {missing} of them are no "
+                         f"longer in {settings['data_dir']}")
+    return [path for path, _ in rows], np.array([label for _, label in rows])
+
+
+def judge(path, student, about, paths, labels):
+    """Print the accuracy of an int8 student and of itself on the pictures of its part, which it never saw."""
+    size, int8 = about["image_size"], load_export(path)
     whole = runtime.compiled(student, [3, size, size], runtime.CORES)
-    right = {}
-    for name, run in (("int8", load_export(path)), ("float32", lambda x: whole(x).numpy())):
-        pixels = about["pixels"] and name == "int8"
-        answers = [run(np.stack(views[i:i + 32]) if pixels else normalise(views[i:i + 32])).argmax(1)
-                   for i in range(0, len(views), 32)]
-        right[name] = np.concatenate(answers) == labels
-    print(f"on {len(labels)} pictures that it never saw: accuracy {right['float32'].mean():.4f}, as int8 "
-          f"{right['int8'].mean():.4f} ({(right['int8'] & ~right['float32']).sum()} gained, "
-          f"{(right['float32'] & ~right['int8']).sum()} lost)")
+
+    def right(answer):
+        probabilities = [p for _, p, _, _ in predict(paths, answer, size, 32)]
+        if any(p is None for p in probabilities):
+            raise InputError("int8 is judged on the pictures that the student never saw; not all of them can be read")
+        return np.argmax(probabilities, 1) == labels
+    as_int8 = right(lambda views: int8(np.stack(views) if about["pixels"] else normalise(views)))
+    as_float = right(lambda views: whole(normalise(views)).numpy())
+    print(f"on {len(labels)} pictures that it never saw: accuracy {as_float.mean():.4f}, as int8 {as_int8.mean():.4f} "
+          f"({(as_int8 & ~as_float).sum()} gained, {(as_float & ~as_int8).sum()} lost)")
 
 
 def check(name, path, x, expected):

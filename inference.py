@@ -84,7 +84,8 @@ def parse(argv):
 
 def expand(patterns):
     """The files that the patterns name: shells of Windows do not expand *."""
-    return [f for pattern in patterns for f in sorted(glob.glob(pattern)) or [pattern]]
+    return [f for pattern in patterns
+            for f in ([pattern] if os.path.exists(pattern) else sorted(glob.glob(pattern)) or [pattern])]
 
 
 def load_students(paths, categories=None):
@@ -119,6 +120,8 @@ def load_export(path, threads=runtime.CORES):
     """run(x) of a file of export.py: array in, probabilities out, array [B, C]. Raises InputError if it is damaged."""
     if path.endswith(".pdiparams"):
         prefix = os.path.splitext(path)[0]
+        if runtime.program(prefix).endswith(".json") and runtime.versions()["paddle"] < "3":  # it would kill the process
+            raise InputError(f"{path} was exported with Paddle 3, and this is Paddle 2: export it again with this version")
         try:
             run = runtime.predictor(prefix, threads)
         except (RuntimeError, ValueError) as e:  # a page of Paddle's C++

@@ -30,7 +30,7 @@ from utils.page import write_page
 from utils.parallel import team
 from utils.process import Stopped, lock, quoted, stops, writable
 from utils.report import all_answers, build_report, write_report
-from utils.run_log import RunLog, print_copies, print_epoch, print_pictures, record_run
+from utils.run_log import RunLog, print_copies, print_epoch, print_pictures, record_run, record_settings
 from utils.settings import RANDOM, InputError, parse
 from utils.state import (Checkpointer, checksums, end, ended, hand_out, help_save, keep_start, names_digest, read_start,
                          same_share)
@@ -88,6 +88,7 @@ def main(argv=None):
     sums = checksums(pictures, all_threads)
     if resumed:
         folder, (heads, teacher) = resumed, read_start(resumed, pictures, sums, parts, teacher_weights, threads)
+        record_settings(folder, settings)  # the next --resume finds pictures and weights where this one does
     else:
         folder = new_folder(settings.log_dir, time.strftime("%Y%m%d-%H%M%S"))
         held.append(lock(folder))
@@ -286,4 +287,6 @@ if __name__ == "__main__":
         sys.exit(128 + stopped.args[0])
     except (Exception, SystemExit) as error:  # a mistake of ours, or in the options
         team.end(f"{type(error).__name__}: {error}")
+        if stops.advice:
+            print(stops.advice, file=sys.stderr)
         raise

@@ -179,7 +179,7 @@ def build_app(model_path, min_confidence=0.0):
         """That it runs, with which model, and how many pictures wait."""
         return {"status": "ok", "model": identity, "waiting": batches.waiting.qsize()}
 
-    @app.get("/", include_in_schema=False)
+    @app.api_route("/", methods=["GET", "HEAD"], include_in_schema=False)
     async def page():
         return FileResponse(PAGE, media_type="text/html")
     return app

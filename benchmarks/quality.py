@@ -4,11 +4,12 @@
     python benchmarks/quality.py --data_dir DIR --image_size 160 --num_epochs 16         # all options of main.py
     python benchmarks/quality.py --data_dir DIR --arms "no mixup" "no class weights"     # these only, and the default
 
-Every arm is K students, one per fold. Arms that see the same views train in one pass, as controls do, and cost only their
-tails; those that need other views get a pass of their own. Accuracy is out of fold and cross-fitted; each arm is
-compared with the first, picture by picture. A finished pass is kept in --log_dir and not run again with the same settings,
-arms, parts and weights, so a killed benchmark goes on with the next pass; after a change of the code choose another
---log_dir. Figures: README, "Measured", and docs/measurements.md.
+--arms NAME ... is its own option, the others are main.py's, without --resume. Every arm is K students, one per fold. Arms
+that see the same views train in one pass, as controls do, and cost only their tails; those that need other views get a pass
+of their own. Accuracy is out of fold and cross-fitted; each arm is compared with the first, picture by picture, and with the
+control of its pass if that differs from it in the teacher alone. A finished pass is kept in --log_dir and not run again with
+the same settings, arms, parts and weights, so a killed benchmark goes on with the next pass; after a change of the code
+choose another --log_dir. Figures: README, "Measured", and docs/measurements.md.
 """
 import argparse
 import dataclasses
@@ -69,7 +70,9 @@ def main():
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--arms", nargs="+", default=[])
     own, rest = parser.parse_known_args()
-    settings, sample, _ = parse(rest, __doc__)
+    settings, sample, resumed = parse(rest, __doc__)
+    if resumed:
+        raise InputError("--resume: the same command goes on by itself, with the next pass")
     planned = passes(settings, own.arms)
     runtime.keep_memory()
     runtime.choose_device(settings.device)
@@ -130,7 +133,8 @@ def main():
             os.replace(path + ".tmp.npz", path)
         with np.load(path) as saved:
             control = next((arm for arm in arms if "no teacher" in arm), None)
-            results.update({arm: (saved[arm], control, saved["minutes"].item()) for arm in arms})
+            results.update({arm: (saved[arm], control if control and control_settings(s) == arms[control] else None,
+                                  saved["minutes"].item()) for arm, s in arms.items()})
     print_table(results, teacher, pictures, groups, np.isin(parts, trained), settings)
 
 

@@ -130,9 +130,11 @@ def make_sample(folder, per_category=60, seed=7):
             cv2.imencode(".png", picture)[1].tofile(os.path.join(unfinished, category, f"{i:03}.png"))
     try:
         os.rename(unfinished, folder)
-    except OSError:  # another run was faster
+    except OSError:
         shutil.rmtree(unfinished)
-        return False
+        if not os.path.exists(folder):
+            raise
+        return False  # another run was faster
     return True
 
 

@@ -21,6 +21,7 @@ from utils import runtime
 from utils.checkpoint import load_into
 from utils.data_utils import HEAD, VIEW, prefetch
 from utils.parallel import team
+from utils.settings import InputError
 from utils.transforms import eval_view, normalise, train_view
 
 MANY = 20_000  # pictures that are plenty for a linear head; beyond it memory counts (8 kB per picture and view)
@@ -58,7 +59,7 @@ def extract_features(trunk, pictures, settings, threads):
     """Features of V views of every picture: float32 [V, N, D]. View 0 is the plain one, the others are augmented.
 
     `trunk` is compiled. At most MANY augmented views are taken in all, so of more than MANY pictures only the plain one.
-    Returns None in every process but the first.
+    Returns None in every process but the first. Raises InputError if they are not all finite.
     """
     augmented, size = min(settings.head_views, MANY // len(pictures)), 16 * team.size
     if augmented < settings.head_views and not team.rank:
@@ -83,6 +84,8 @@ def extract_features(trunk, pictures, settings, threads):
         if out is None:
             out = np.empty((augmented + 1, len(pictures), f.shape[1]), np.float32)
         out[v, rows] = f
+        if not np.isfinite(f).all():
+            raise InputError("the teacher's features are not finite numbers; are --teacher_weights those of a ResNet50?")
     return out
 
 

@@ -12,6 +12,7 @@ from conftest import ROOT, write_picture
 from utils import data_utils
 from utils.data_utils import epoch_order, load_pictures, prefetch, stratified_parts, walk
 from utils.pictures import UnreadablePicture, read_picture
+from utils.process import lock
 from utils.settings import InputError
 
 
@@ -77,13 +78,13 @@ def test_two_runs_decode_one_after_the_other_and_leave_no_unfinished_files(folde
     left.write_bytes(bytes(1000))
     code = ("import sys; sys.path.insert(0, sys.argv[1]); from utils.data_utils import *\n"
             "print(len(load_pictures(sys.argv[2], 32, cache_dir=sys.argv[3])))")
-    with filelock.FileLock(str(cache / ".lock")):
+    with filelock.FileLock(str(cache / ".decoding.lock")):
         process = subprocess.Popen([sys.executable, "-c", code, ROOT, folder, str(cache)], stdout=subprocess.PIPE,
                                    encoding="utf-8", env={**os.environ, "PYTHONUNBUFFERED": "1"})
         assert process.stdout.readline().startswith("waits for another run that decodes")
         assert left.exists()
     assert process.stdout.read() == "27\n" and process.wait() == 0
-    assert sorted(n.split(".", 1)[1] for n in os.listdir(cache)) == ["json", "lock", "npy"]
+    assert sorted(n.split(".", 1)[1] for n in os.listdir(cache)) == ["decoding.lock", "json", "npy"]
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="needs a small tmpfs")
@@ -98,9 +99,18 @@ def test_a_disk_that_fills_while_pictures_are_stored_is_one_line(folder, tmp_pat
         monkeypatch.setattr(data_utils, "_make_room", lambda *_: None)  # as if the room went later
         with pytest.raises(InputError, match="No space left on device; choose another place with --cache_dir"):
             load_pictures(folder, 32, cache_dir=str(cache))
-        assert os.listdir(cache) == [".lock"]
+        assert os.listdir(cache) == [".decoding.lock"]
     finally:
         subprocess.run(["umount", "-l", str(cache)], check=True)
+
+
+def test_cache_and_weights_may_share_a_folder(folder, tmp_path):
+    held = [lock(str(tmp_path)), lock(str(tmp_path))]  # twice: a notebook keeps what a stopped run has held
+    pictures = load_pictures(folder, 32, cache_dir=str(tmp_path))
+    os.truncate(pictures.cache + ".npy", 5000)
+    with pytest.raises(OSError, match="was cut short while this run reads it"):
+        pictures.square(len(pictures) - 1)
+    assert all(h.is_locked for h in held)
 
 
 def test_categories(folder, tmp_path):

@@ -65,6 +65,14 @@ def test_exports_answer_like_their_students(sample, weights, tmp_path, capfd, co
         inference.load_model([os.path.join(folder, "model.onnx")])
 
 
+def test_a_model_of_paddle_3_is_named_as_such_in_paddle_2(tmp_path):
+    for name in ("model.json", "model.pdiparams"):
+        (tmp_path / name).write_text("{}")
+    why = "was exported with Paddle 3" if paddle.__version__.startswith("2.") else "not a usable Paddle model"
+    with pytest.raises(InputError, match=why):
+        inference.load_export(str(tmp_path / "model.pdiparams"))
+
+
 def test_several_students_are_averaged_and_share_what_they_have_in_common():
     views = np.random.default_rng(0).integers(0, 256, (3, 32, 32, 3), np.uint8)
     x = paddle.to_tensor(normalise(views))

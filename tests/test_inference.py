@@ -41,6 +41,16 @@ def test_inference_repeats_the_out_of_fold_answers(sample, tmp_path):
     assert again.returncode == 1 and "exists already" in again.stderr
 
 
+def test_brackets_in_the_name_of_a_folder_are_no_pattern(tmp_path):
+    for name in ("run[1]", "run1"):
+        for k in range(2):
+            (tmp_path / name).mkdir(exist_ok=True)
+            (tmp_path / name / f"fold{k}.pdparams").touch()
+    here = str(tmp_path / "run[1]" / "fold0.pdparams")
+    assert inference.expand([here, str(tmp_path / "run1" / "fold*")]) == [
+        here, *(str(tmp_path / "run1" / f"fold{k}.pdparams") for k in range(2))]
+
+
 def test_inference_with_several_files_averages_and_survives_bad_files(sample, tmp_path):
     where, _ = sample
     models = [str(where / "saved" / f"best_model_fold{k}.pdparams") for k in range(3)]

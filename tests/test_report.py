@@ -15,13 +15,13 @@ from models.teacher_model import Trunk
 from utils.cost import cost, count
 from utils.data_utils import Pictures
 from utils.pictures import read_picture
-from utils.plots import contact_sheet, plot_text, shorten
+from utils.plots import contact_sheet, plot_text
 from utils.report import Answers, all_answers, build_report, report_text, write_report
 from utils.run_log import COLUMNS, RunLog
 from utils.settings import Settings
 from utils.statistics import (calibration_error, compare, coverage, cross_fitted_epochs, fit_temperature,
                               needed_confidence, reliability, wilson)
-from utils.tables import read_csv, write_csv
+from utils.tables import padded, read_csv, shorten, widths, write_csv
 
 
 class TrainedFold:
@@ -216,6 +216,10 @@ def test_tables_are_read_as_they_were_written(tmp_path):
     assert (tmp_path / "t.csv").read_bytes().startswith(b"\xef\xbb\xbf")  # Excel takes it for another alphabet without
     assert [r["name"] for r in read_csv(tmp_path / "t.csv")] == names
     assert [r["name"][:2] for r in read_rows(tmp_path / "t.csv")][1::5] == ["'=", "'＝"]
+    for line in ("a", "a,1,2"):
+        (tmp_path / "cut.csv").write_text("name,n\n" + line)
+        with pytest.raises(ValueError):
+            read_csv(tmp_path / "cut.csv")
 
 
 def test_visualdl_shows_the_curves_of_every_category(tmp_path):
@@ -261,6 +265,8 @@ def test_titles_are_shortened_in_the_middle():
     assert shorten("Harmful → Other", 26) == "Harmful → Other" and shorten("", 3) == ""
     assert shorten("a/very/long/path/to/photograph.jpg", 15) == "a/very/…aph.jpg"
     assert shorten("可回收物/很长的名字/照片.jpg", 16) == "可回收物…片.jpg"
+    assert [padded(t, 6) + "|" for t in ("纸", "", "cardboard")] == ["纸    |", "      |", "car…rd|"]
+    assert padded("纸", 4, right=True) == "  纸"
 
 
 def test_contact_sheet_is_a_picture_also_without_a_screen(tmp_path, capsys):
@@ -283,3 +289,19 @@ def test_scalars_do_not_depend_on_visualdl(tmp_path, monkeypatch, capsys):
     log.close()
     with open(tmp_path / "scalars.csv", encoding="utf-8") as f:
         assert [r["fold"] + r["epoch"] + r["val_accuracy"] for r in csv.DictReader(f)] == ["fold210.25"]
+
+
+def test_visualdl_may_fail_at_any_moment(tmp_path, capsys):
+    log = RunLog(str(tmp_path))
+    for epoch in (1, 2):
+        log.image("picture", "what VisualDL cannot take for a picture")
+        log.scores("fold0", {name: 0.25 for name in COLUMNS[1:]} | {"epoch": epoch})
+    log.close()
+    assert capsys.readouterr().out.count("VisualDL shows nothing more") == 1
+    assert len(read_rows(tmp_path / "scalars.csv")) == 2
+
+
+def test_columns_of_the_report_stand_below_each_other_whatever_the_names(tmp_path):
+    lines = make_run(tmp_path, [0, 1, 2], False, ("a", "厨余垃圾和其他很长的名字", "b" * 60))[2].split("\n")
+    first = next(i for i, line in enumerate(lines) if "recall" in line)
+    assert len({widths(line)[-1] for line in lines[first + 1:first + 4]}) == 1

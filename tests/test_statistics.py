@@ -1,4 +1,5 @@
 """The report's arithmetic against independent computations."""
+import itertools
 import math
 
 import numpy as np
@@ -128,6 +129,20 @@ def test_mcnemar_against_a_sum_of_binomials(gained, lost):
     assert (c["gained"], c["lost"], c["errors"], c["other_errors"]) == (gained, lost, lost + 50, gained + 50)
     np.testing.assert_allclose(c["errors_removed"], (gained - lost) / (gained + 50))
     assert c["difference_interval"][0] <= c["difference"] == (gained - lost) / 200 <= c["difference_interval"][1]
+
+
+@pytest.mark.parametrize("neither", [0, 20])
+def test_few_differences_prove_as_little_to_the_intervals_as_to_mcnemar(neither):
+    for lost, gained in itertools.product(range(4), range(12)):
+        labels = np.zeros(500, int)
+        ours, theirs = labels.copy(), labels.copy()
+        theirs[:gained] = 1
+        ours[gained:gained + lost] = 1
+        ours[400:400 + neither] = theirs[400:400 + neither] = 1
+        c = compare(labels, ours, theirs)
+        for low, _ in (c["difference_interval"], c["errors_removed_interval"] or (0, 0)):
+            assert low <= 0 or c["mcnemar_p"] < 0.06, (gained, lost, low)
+        assert c["difference_interval"][1] > c["difference_interval"][0]
 
 
 def test_nothing_to_remove_from_a_perfect_control():

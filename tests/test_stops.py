@@ -90,6 +90,7 @@ def test_stopped_by_ctrl_c_terminated_and_killed_it_ends_the_same(whole, capsys)
         if end == signal.SIGTERM:
             assert process.wait() == 143 and printed[-1] == f"stopped; to go on: {command}\n"
     assert process.wait() == -signal.SIGKILL
+    assert json.loads(content(os.path.join(run, "settings.json")))["save_minutes"] == 0  # as it went on
     done = run_program("main.py", "--resume", "--log_dir", str(where / "stopped" / "logs"))
     assert done.returncode == 0, done.stderr
     assert_same_end(where, "stopped", *whole_run)

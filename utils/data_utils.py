@@ -12,6 +12,7 @@ import json
 import os
 import re
 import shutil
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Callable
@@ -59,7 +60,7 @@ class Squares:
     """
 
     def __init__(self, path):
-        self.file = open(path, "rb")  # a run that has it open keeps it, whoever deletes it
+        self.file, self.lock = open(path, "rb"), threading.Lock()  # a run that has it open keeps it, whoever deletes it
         np.lib.format.read_magic(self.file)
         (self.count, *self.shape), _, _ = np.lib.format.read_array_header_1_0(self.file)
         self.start, self.size = self.file.tell(), int(np.prod(self.shape))
@@ -70,7 +71,11 @@ class Squares:
         return self.count
 
     def __getitem__(self, i):
-        data = os.pread(self.file.fileno(), self.size, self.start + i * self.size)
+        with self.lock:
+            self.file.seek(self.start + i * self.size)
+            data = self.file.read(self.size)
+        if len(data) < self.size:
+            raise OSError(f"{self.file.name} was cut short while this run reads it")
         return np.frombuffer(data, np.uint8).reshape(self.shape)
 
 
@@ -188,9 +193,6 @@ def _decode_all(data_dir, found, side, cache_dir, cache_gb, workers):
     key = json.dumps([CACHE_VERSION, cv2.__version__, os.path.abspath(data_dir), side, stored, found])
     name = os.path.join(cache_dir, hashlib.sha256(key.encode()).hexdigest()[:24])
 
-    def squares():
-        return Squares(name + ".npy") if hasattr(os, "pread") else np.load(name + ".npy", mmap_mode="r")  # Windows
-
     def cached():
         """None where there is none yet, it is damaged, or one more file can be read now."""
         try:
@@ -198,7 +200,7 @@ def _decode_all(data_dir, found, side, cache_dir, cache_gb, workers):
                 about = json.load(f)
             if any(decode(i)[1] is None for i in about["try_again"]):
                 return None
-            return squares(), {int(i): reason for i, reason in about["reasons"].items()}, name
+            return Squares(name + ".npy"), {int(i): reason for i, reason in about["reasons"].items()}, name
         except (OSError, ValueError, KeyError, TypeError):
             return None
 
@@ -234,7 +236,7 @@ def _decode_all(data_dir, found, side, cache_dir, cache_gb, workers):
             write_whole(name + ".npy", write)
             about = json.dumps(dict(reasons=reasons, try_again=try_again)).encode()
             write_whole(name + ".json", lambda f: f.write(about))  # last: with it the cache counts as whole
-            return squares(), reasons, name
+            return Squares(name + ".npy"), reasons, name
     except OSError as e:
         raise InputError(f"cannot write the picture cache {cache_dir}: {e.strerror or e}; choose another place with "
                          "--cache_dir, or a smaller --cache_gb") from e
@@ -242,7 +244,7 @@ def _decode_all(data_dir, found, side, cache_dir, cache_gb, workers):
 
 def _one_at_a_time(cache_dir):
     """The lock of the cache, held until the `with` ends; the system frees that of a killed process."""
-    held = filelock.FileLock(os.path.join(cache_dir, ".lock"))
+    held = filelock.FileLock(os.path.join(cache_dir, ".decoding.lock"))  # not the name of a run's: both may share a folder
     try:
         return held.acquire(timeout=1)
     except filelock.Timeout:

@@ -37,8 +37,8 @@ def write_page(folder, text, report, folds, answers, pictures):
         if os.path.exists(path):
             with open(path, "rb") as f:
                 parts.append(f"<h2>{title}</h2>{image(f.read(), 'png', title)}")
-    parts.append("<h2>Examples</h2><p>The surest right and wrong answers of each category, at most "
-                 f"{MOST} in all, each by the student (best epoch) "
+    parts.append("<h2>Examples</h2><p>The surest right and wrong answers of each category, the "
+                 f"first {MOST} of them, each by the student (best epoch) "
                  "that never saw the picture. Red is what spoke for its answer (Grad-CAM); what a network looks at is "
                  "coarse, 32 pixels to a cell, and glows at borders too.</p>")
     for category, shown in examples(folds, answers["student"].probabilities, pictures).items():

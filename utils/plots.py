@@ -4,7 +4,7 @@
 """
 import os
 import sys
-import unicodedata
+import warnings
 
 import matplotlib
 import numpy as np
@@ -12,24 +12,31 @@ from matplotlib import font_manager
 from matplotlib.figure import Figure  # not pyplot: it opens windows, and fails where the screen goes away
 
 from utils.pictures import read_picture
-from utils.tables import printable
+from utils.tables import printable, shorten, widths
 
 MANY = 60  # categories that a confusion matrix has room for
 MOST = 300  # lines of a text as a picture, and letters of a line
 matplotlib.rcParams["text.parse_math"] = False  # a $ in a name is a $
 # Category names may be Chinese; name only fonts that are here, or matplotlib warns about the others.
-matplotlib.rcParams["font.family"] = ["DejaVu Sans"] + [
-    n for n in ("Microsoft YaHei", "SimHei", "PingFang SC", "Noto Sans CJK SC", "Noto Sans CJK JP",
-                "WenQuanYi Micro Hei") if n in font_manager.get_font_names()]
+CHINESE = [n for n in ("Microsoft YaHei", "SimHei", "PingFang SC", "Noto Sans CJK SC", "Noto Sans CJK JP",
+                       "WenQuanYi Micro Hei") if n in font_manager.get_font_names()]
+matplotlib.rcParams["font.family"] = ["DejaVu Sans", *CHINESE]
+warnings.filterwarnings("ignore", "Glyph .* missing from")  # two lines for each letter and plot; see unreadable
+
+
+def unreadable(names):
+    """Whether plots show boxes for letters of these names, since no Chinese font is installed."""
+    return not CHINESE and any(len(name) and widths(name)[-1] > len(name) for name in names)
 
 
 def plot_confusion(report, path):
     """Counts, shaded by the share of the true category."""
     counts = np.array(report["confusion_matrix"])
     share = counts / np.maximum(counts.sum(1, keepdims=True), 1)
-    n, names = len(counts), report["category_names"]
+    n, names = len(counts), [shorten(printable(name), 28) for name in report["category_names"]]
     cell = min(1, MANY / n)  # of many categories the names and counts get no room: report.json has them
-    fig = Figure(figsize=(2.2 + 0.75 * n * cell, 1.8 + 0.65 * n * cell), layout="constrained")
+    longest = max(widths(name)[-1] for name in names)
+    fig = Figure(figsize=(1.6 + 0.08 * longest + 0.75 * n * cell, 1.5 + 0.06 * longest + 0.65 * n * cell), layout="constrained")
     ax = fig.subplots()
     image = ax.imshow(share, cmap="Blues", vmin=0, vmax=1)
     if n <= MANY:
@@ -38,8 +45,8 @@ def plot_confusion(report, path):
                 ax.text(j, i, counts[i, j], ha="center", va="center", color="white" if share[i, j] > 0.5 else "black")
         ax.set_xticks(range(n), names, rotation=40, ha="right")
         ax.set_yticks(range(n), names)
-    ax.set(xlabel="predicted", ylabel="true",
-           title=f"Out of fold, accuracy {report['out_of_fold'][report['headline']]['accuracy']:.3f}")
+    ax.set(xlabel="predicted", ylabel="true")
+    fig.suptitle(f"Out of fold, accuracy {report['out_of_fold'][report['headline']]['accuracy']:.3f}")
     fig.colorbar(image, label="share of the true category", shrink=0.8)
     fig.savefig(path, dpi=120)
 
@@ -99,21 +106,10 @@ def plot_text(text, path):
     """A text with columns as a picture, for VisualDL, whose own texts lose their lines and spaces."""
     lines = text.rstrip().split("\n")
     lines = [line[:MOST] for line in lines[:MOST]] + ["..."] * (len(lines) > MOST)
-    fig = Figure(figsize=(0.2 + 0.075 * max(map(len, lines)), 0.2 + 0.15 * len(lines)))
+    fig = Figure(figsize=(0.2 + 0.075 * max(widths(line + " ")[-1] for line in lines), 0.2 + 0.15 * len(lines)))
     fig.text(0.01, 0.99, "\n".join(lines), fontsize=9, va="top", family=["monospace",
                                                                          *matplotlib.rcParams["font.family"]])
     fig.savefig(path, dpi=120)
-
-
-def shorten(text, width):
-    """Cut the middle out of a text that is wider than `width` letters; a Chinese one is as wide as two."""
-    def widths(letters):
-        return np.cumsum([2 if unicodedata.east_asian_width(c) in "WF" else 1 for c in letters])
-    if not text or widths(text)[-1] <= width:
-        return text
-    head = np.searchsorted(widths(text), width // 2, "right")
-    tail = np.searchsorted(widths(text[::-1]), width - width // 2 - 1, "right")
-    return text[:head] + "…" + text[len(text) - tail:]
 
 
 def contact_sheet(squares, titles, path, show=False, columns=5):

@@ -1,8 +1,10 @@
 """The process of a run: how Ctrl-C ends it, and the lock that keeps a second run out of its folder."""
 import json
 import os
+import shlex
 import signal
 import socket
+import subprocess
 import time
 
 import filelock
@@ -16,7 +18,8 @@ class Stopped(BaseException):
 
 
 class Stops:
-    """Ctrl-C and SIGTERM: the first ends the run, in training at the end of the step, else at once; a second kills.
+    """Ctrl-C and SIGTERM: the first ends the run, in training at the end of the step, else at once (but for heads that are
+    being fitted); a second kills.
 
     Windows knows Ctrl-C alone: it ends processes in other ways without asking.
     """
@@ -53,16 +56,17 @@ def writable(option, folder):
 
 
 def quoted(path):
-    """The path for a command that the program prints: in quotes if it has a space."""
-    return f'"{path}"' if " " in path else path
+    """The path for a command that the program prints: in quotes if its shell needs them."""
+    return subprocess.list2cmdline([path]) if os.name == "nt" else shlex.quote(path)
 
 
 def lock(folder, advice="wait for it"):
     """Refuse a second run into a folder for as long as this process lives; the system frees the lock of a killed one.
 
-    Keep what is returned. Raises InputError that names the process, and gives the advice.
+    Keep what is returned. Raises InputError that names the process, and gives the advice. A process may lock a folder again:
+    a notebook keeps what a stopped run has held.
     """
-    held = filelock.FileLock(os.path.join(folder, ".lock"))
+    held = filelock.FileLock(os.path.join(os.path.abspath(folder), ".lock"), is_singleton=True)
     holder = os.path.join(folder, ".running.json")
     try:
         held.acquire(timeout=0)
@@ -73,6 +77,8 @@ def lock(folder, advice="wait for it"):
         except (OSError, ValueError, KeyError):
             who = "another process"
         raise InputError(f"{folder} is in use by {who}; {advice}") from None
+    except OSError as e:
+        raise InputError(f"cannot lock {folder}: {e.strerror}; choose a folder on another disk") from e
     about = dict(pid=os.getpid(), host=socket.gethostname(), since=time.strftime("%Y-%m-%d %H:%M:%S"))
     write_whole(holder, lambda f: f.write(json.dumps(about).encode()))
     return held

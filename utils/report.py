@@ -16,7 +16,7 @@ from sklearn.metrics import average_precision_score, classification_report, conf
 from utils.plots import contact_sheet, plot_confidence, plot_confusion, plot_curves, plot_text
 from utils.statistics import (calibrate, compare, coverage, cross_fitted_epochs, needed_confidence, reliability, score,
                               wilson)
-from utils.tables import write_csv
+from utils.tables import padded, widths, write_csv
 
 # Who answers, and the prefix of its columns in out_of_fold.csv
 PREFIXES = {"student": "", "student_cross_fitted": "crossfit_", "teacher": "teacher_", "control": "control_",
@@ -181,19 +181,19 @@ def report_text(report):
                       + ("" if "control" in oof else "\n      --control shows whether it helps.")]
     lines += _control_text(report) + _networks_text(report)
 
-    width = max(12, max(map(len, names)))
+    width = min(40, max(12, *(widths(n)[-1] for n in names)))
     lines += ["", f"{'':{width}}  precision (95 % interval)     recall (95 % interval)     F1  pictures"]
     for name, c in report["categories"].items():
         (a, b), (d, e) = c["precision_interval"], c["recall_interval"]
-        lines.append(f"{name:{width}}{c['precision']:11.3f} ({a:.3f} to {b:.3f})"
+        lines.append(f"{padded(name, width)}{c['precision']:11.3f} ({a:.3f} to {b:.3f})"
                      f"{c['recall']:11.3f} ({d:.3f} to {e:.3f}){c['f1-score']:7.3f}{c['support']:10.0f}")
     for name, c in report["averages"].items():
         lines.append(f"{name:{width}}{c['precision']:11.3f}{'':17}{c['recall']:11.3f}{'':17}{c['f1-score']:7.3f}"
                      f"{c['support']:10.0f}")
     if len(names) <= WIDE:
         lines += ["", "Confusion matrix (rows: true category, columns: predicted)",
-                  " " * width + "".join(f"{n[:9]:>10}" for n in names)]
-        lines += [f"{n:{width}}" + "".join(f"{v:10}" for v in row) for n, row in zip(names, report["confusion_matrix"])]
+                  " " * width + "".join(" " + padded(n, 9, right=True) for n in names)]
+        lines += [padded(n, width) + "".join(f"{v:10}" for v in row) for n, row in zip(names, report["confusion_matrix"])]
     else:
         lines += ["", f"Confusion matrix: of more than {WIDE} categories in report.json"]
 
@@ -254,15 +254,14 @@ def write_report(folder, report, folds, answers, pictures, groups):
     rows, names = np.concatenate([f.pictures for f in folds]), pictures.categories
     labels = pictures.labels[rows]
     of_fold = np.repeat(np.arange(len(folds)), [len(f.pictures) for f in folds])
-    header, table = ["path", "label", "fold", "group"], []
+    header = ["path", "label", "fold", "group"]
     header += [f"{PREFIXES[name]}prediction" for name in answers]
     header += [f"{PREFIXES[name]}temperature" for name in answers]
     header += [f"{PREFIXES[name]}p_{c}" for name in answers for c in names]
-    for i, row in enumerate(rows):
-        table.append([pictures.paths[row], names[labels[i]], folds[of_fold[i]].index, groups[row],
-                      *(names[a.probabilities[i].argmax()] for a in answers.values()),
-                      *(f"{a.temperatures[of_fold[i]]:.9g}" for a in answers.values()),
-                      *(f"{v:.9g}" for a in answers.values() for v in a.probabilities[i])])
+    table = ([pictures.paths[row], names[labels[i]], folds[of_fold[i]].index, groups[row],  # one at a time: it may be large
+              *(names[a.probabilities[i].argmax()] for a in answers.values()),
+              *(f"{a.temperatures[of_fold[i]]:.9g}" for a in answers.values()),
+              *(f"{v:.9g}" for a in answers.values() for v in a.probabilities[i])] for i, row in enumerate(rows))
     mistakes = _mistakes(answers[report["headline"]], labels, rows, pictures)
     write_csv(os.path.join(folder, "out_of_fold.csv"), header, table)
     write_csv(os.path.join(folder, "mistakes.csv"), ("path", "label", "prediction", "confidence"),

@@ -15,23 +15,29 @@ import paddle
 
 from models.student_model import Student
 from utils import runtime
+from utils.checkpoint import write_whole
 from utils.data_utils import NO_COPIES, VIEW, epoch_order
 from utils.pictures import read_picture
-from utils.plots import contact_sheet
+from utils.plots import contact_sheet, unreadable
 from utils.statistics import at_least
-from utils.tables import printable, write_csv
+from utils.tables import padded, printable, widths, write_csv
 from utils.transforms import eval_view, train_view
 
 COLUMNS = ("fold", "epoch", "learning_rate", "train_loss", "train_accuracy", "val_loss", "val_accuracy")
 
 
 @contextlib.contextmanager
-def unless_visualdl_fails(what):
-    """VisualDL pulls in a web server, and has failed with new versions of NumPy: it must cost neither training nor report."""
+def unless_visualdl_fails(what, log=None):
+    """VisualDL pulls in a web server, and has failed with new versions of NumPy: it must cost neither training nor report.
+
+    log: a RunLog that will not try again.
+    """
     try:
         yield
     except Exception as e:
         print(f"{what} ({type(e).__name__}: {e})")
+        if log:
+            log.LogWriter = None
 
 
 class RunLog:
@@ -65,9 +71,10 @@ class RunLog:
         csv.DictWriter(self.file, COLUMNS).writerow({"fold": fold, **scores})
         self.file.flush()
         if self.LogWriter:
-            for name in COLUMNS[2:]:
-                tag = name.replace("_", "/", 1) if name != "learning_rate" else name
-                self.writer(fold).add_scalar(tag, scores[name], scores["epoch"])
+            with unless_visualdl_fails("VisualDL shows nothing more; scalars.csv has the same numbers", self):
+                for name in COLUMNS[2:]:
+                    tag = name.replace("_", "/", 1) if name != "learning_rate" else name
+                    self.writer(fold).add_scalar(tag, scores[name], scores["epoch"])
 
     def repeat(self, folds):
         """The scores of all epochs of a resumed run so far, in the order in which they came."""
@@ -79,7 +86,8 @@ class RunLog:
     def image(self, tag, picture):
         """picture: uint8 RGB [H, W, 3]"""
         if self.LogWriter:
-            self.writer("pictures").add_image(tag, picture, 0)
+            with unless_visualdl_fails("VisualDL shows nothing more; the pictures are in the folder of the run", self):
+                self.writer("pictures").add_image(tag, picture, 0)
 
     def first_pictures(self, pictures, parts, trained, settings):
         """The first five training pictures with their labels, and five training views of each."""
@@ -150,17 +158,21 @@ class RunLog:
     def close(self):
         if self.file:
             self.file.close()
-        for w in self.writers.values():
-            w.close()
+        with unless_visualdl_fails("VisualDL may not show the last figures"):
+            for w in self.writers.values():
+                w.close()
 
 
 def print_pictures(pictures):
     """The table of pictures found, and every file left out with its reason."""
     counts = np.bincount(pictures.labels, minlength=len(pictures.categories))
-    width = max(map(len, [*pictures.categories, "together"]))
+    width = max(widths(name)[-1] for name in [*pictures.categories, "together"])
     print(f"pictures in {pictures.data_dir}:")
     for name, n in [*zip(pictures.categories, counts), ("together", len(pictures))]:
-        print(f"  {name:{width}} {n:8}")
+        print(f"  {padded(name, width)} {n:8}")
+    if unreadable(pictures.categories):
+        print("note: no Chinese font is installed: plots show boxes for such names; on Debian and Ubuntu: "
+              "apt install fonts-noto-cjk")
     if pictures.left_out:
         print(f"left out, {len(pictures.left_out)} files:")
         for path, reason in pictures.left_out:
@@ -191,10 +203,15 @@ def print_copies(copies, given, large, settings, most=20):
             print(f"  and {len(conflicts) - most} more groups; copies.csv in the folder of this run has them all")
 
 
+def record_settings(folder, settings):
+    """settings.json, from which a run is resumed."""
+    text = json.dumps({**settings.to_json(), "versions": runtime.versions()}, indent=2, ensure_ascii=False)
+    write_whole(os.path.join(folder, "settings.json"), lambda f: f.write(text.encode(errors="backslashreplace")))
+
+
 def record_run(folder, settings, pictures, parts, groups, copies):
     """settings.json, left_out.csv, folds.csv and copies.csv: what the run was made of."""
-    with open(os.path.join(folder, "settings.json"), "w", encoding="utf-8", errors="backslashreplace") as f:
-        json.dump({**settings.to_json(), "versions": runtime.versions()}, f, indent=2, ensure_ascii=False)
+    record_settings(folder, settings)
     labels = [pictures.categories[i] for i in pictures.labels]
     folds = zip(pictures.paths, labels, parts, groups)
     for name, header, rows in (("folds.csv", ("path", "label", "part", "group"), folds),

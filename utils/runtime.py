@@ -1,7 +1,9 @@
 """Threads, device, and the fastest exact way to run a network that no longer learns."""
 import ctypes
+import errno
 import os
 import platform
+import shutil
 import sys
 import tempfile
 
@@ -72,10 +74,16 @@ def compiled(layer, input_shape, threads=1):
 
     # On Windows Paddle opens no file in the folder of a user whose name is not ASCII; that of all users is. (Not tried.)
     place = None if tempfile.gettempdir().isascii() else os.environ.get("PUBLIC")
-    with tempfile.TemporaryDirectory(dir=place) as folder:
-        prefix = os.path.join(folder, "net")
-        paddle.jit.save(layer, prefix, [paddle.static.InputSpec([None, *input_shape], "float32")])
-        return predictor(prefix, threads)
+    try:
+        with tempfile.TemporaryDirectory(dir=place) as folder:
+            if shutil.disk_usage(folder).free < 1e6 + 4 * sum(v.size for v in layer.state_dict().values()):
+                raise OSError(errno.ENOSPC, "no room left", folder)  # Paddle 3 would not notice
+            prefix = os.path.join(folder, "net")
+            paddle.jit.save(layer, prefix, [paddle.static.InputSpec([None, *input_shape], "float32")])
+            return predictor(prefix, threads)
+    except OSError as e:
+        raise InputError(f"cannot prepare a network: {e}; Paddle writes to the folder for temporary files and to that of the "
+                         "user: make room there, or name others in TMPDIR and HOME (on Windows TMP and USERPROFILE)") from e
 
 
 def program(prefix):

@@ -97,7 +97,8 @@ class Settings:
                 if m["choices"] and v not in m["choices"]:
                     raise InputError(f"--{f.name} {v}: must be one of {', '.join(m['choices'])}")
                 if isinstance(v, (int, float)) and not (m["low"] <= v <= m["high"] and math.isfinite(v)):
-                    limits = f"at least {m['low']}" + (f" and at most {m['high']}" if m["high"] < math.inf else "")
+                    limits = "" if math.isfinite(v) else "finite, "
+                    limits += f"at least {m['low']}" + (f" and at most {m['high']}" if m["high"] < math.inf else "")
                     raise InputError(f"--{f.name} {v}: must be {limits}")
         for name in ("folds", "categories"):
             if len(set(getattr(self, name))) < len(getattr(self, name)):

@@ -44,7 +44,8 @@ class Checkpointer:
         self.whole = None  # the newest state that is known to be whole
         numbers = sum(v.size for f in folds for layer in (f.student, f.regressor) if layer
                       for v in layer.state_dict().values())
-        needed = 2 * 4 * 4 * numbers  # two states; weight, two moments, best weight; float32
+        answers = sum(f.settings.num_epochs * len(f.pictures) * len(f.class_weights) for f in folds)  # of all epochs
+        needed = 2 * 4 * (4 * numbers + answers)  # two states; float32; weight, two moments, best weight
         free = shutil.disk_usage(folder).free + sum(map(os.path.getsize, _states(folder)))
         if needed > free:
             raise InputError(f"the state of this run takes {needed / 1e9:.2f} GB and {folder} has {free / 1e9:.2f} GB "

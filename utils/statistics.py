@@ -111,7 +111,8 @@ def compare(labels, answers, other_answers, groups=None, resamples=10_000, seed=
     """Two networks on the same pictures: what the first gains over the other, and whether that could be chance.
 
     mcnemar_p: exact and two-sided (McNemar 1947), over the pictures that one of them alone got right; a group counts
-    once, for the network that got more of it right (`better`, `worse`). Intervals: percentile bootstrap over groups.
+    once, for the network that got more of it right (`better`, `worse`). Intervals: percentile bootstrap over groups, and two
+    more, of which one is gained and one is lost: few differences do not show by themselves how much chance is in them.
     `errors_removed` is a share of the other's errors; None if it made none. All of it takes the trained weights as given:
     another seed would move both networks.
     """
@@ -122,7 +123,8 @@ def compare(labels, answers, other_answers, groups=None, resamples=10_000, seed=
     of_group = np.stack([np.bincount(group, o) for o in outcomes.T], 1)
     better, worse = (int((np.sign(of_group[:, 0] - of_group[:, 1]) == s).sum()) for s in (1, -1))
     # To draw groups again is to draw how many of them there are of each kind.
-    kinds, counts = np.unique(of_group, axis=0, return_counts=True)
+    size = n / len(of_group)
+    kinds, counts = np.unique([*of_group, [size, 0, 0, size], [0, size, 0, size]], axis=0, return_counts=True)
     g, x, z, drawn = (np.random.default_rng(seed).multinomial(counts.sum(), counts / counts.sum(), resamples) @ kinds).T
 
     def interval(values):

@@ -1,5 +1,9 @@
 """Names and tables that people read, also when a file is called =1+1.jpg or has a line break in its name."""
 import csv
+import itertools
+import unicodedata
+
+import numpy as np
 
 FORMULA = ("=", "+", "-", "@", "\t", "\r", "＝", "＋", "－", "＠")  # what a spreadsheet would run begins with one of them
 
@@ -7,6 +11,27 @@ FORMULA = ("=", "+", "-", "@", "\t", "\r", "＝", "＋", "－", "＠")  # what a
 def printable(name):
     """The name on one line of the terminal: line breaks, control characters and broken UTF-8 as in Python."""
     return name if name.isprintable() else repr(name)[1:-1]
+
+
+def widths(text):
+    """Columns of a terminal that the text has filled after each of its letters; a Chinese one fills two."""
+    return np.cumsum([2 if unicodedata.east_asian_width(c) in "WF" else 1 for c in text], dtype=int)
+
+
+def shorten(text, width):
+    """Cut the middle out of a text that is wider than `width` columns."""
+    if not text or widths(text)[-1] <= width:
+        return text
+    head = np.searchsorted(widths(text), width // 2, "right")
+    tail = np.searchsorted(widths(text[::-1]), width - width // 2 - 1, "right")
+    return text[:head] + "…" + text[len(text) - tail:]
+
+
+def padded(text, width, right=False):
+    """The text, shortened or with blanks, so that it fills `width` columns; at their right end if asked for."""
+    text = shorten(text, width)
+    blanks = " " * (width - (widths(text)[-1] if text else 0))
+    return blanks + text if right else text + blanks
 
 
 def guarded(text):
@@ -19,12 +44,14 @@ def write_csv(path, header, rows, mode="w"):
     def cell(value):
         return guarded(value) if isinstance(value, str) else value
     with open(path, mode, newline="", encoding="utf-8-sig", errors="backslashreplace") as f:
-        csv.writer(f).writerows([cell(v) for v in row] for row in (header, *rows))
+        csv.writer(f).writerows([cell(v) for v in row] for row in itertools.chain([header], rows))
 
 
 def read_csv(path):
-    """The rows of a table of write_csv, as dicts; the apostrophe that write_csv added is removed."""
+    """The rows of a table of write_csv, as dicts; the apostrophe that write_csv added is removed. Raises ValueError if a
+    line has too few or too many columns."""
     def text(value):
         return value[1:] if value.startswith("'") and guarded(value) != value else value
     with open(path, newline="", encoding="utf-8-sig") as f:
-        return [{k: text(v) for k, v in row.items()} for row in csv.DictReader(f)]
+        header, *rows = csv.reader(f)
+        return [{k: text(v) for k, v in zip(header, row, strict=True)} for row in rows]

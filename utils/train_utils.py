@@ -27,6 +27,9 @@ from utils.tables import printable
 from utils.transforms import eval_view, normalise, train_view
 
 
+VIEWERS = 8  # threads that make views: enough for 16,000 a second, and each of them holds a batch
+
+
 @dataclass(eq=False)  # a fold is itself: comparing arrays and Tensors would make no sense
 class Fold:
     """One student and all that belongs to it alone."""
@@ -151,7 +154,7 @@ def evaluate(folds, prefix, pictures, settings, threads, on_batch=None):
         f.student.eval()
     outputs = [[] for _ in folds]
     with fold_pool(threads) as pool:
-        for job, x in zip(jobs, prefetch(make, jobs, threads)):
+        for job, x in zip(jobs, prefetch(make, jobs, min(threads, VIEWERS))):
             maps = dict(zip(job, paddle.split(prefix(x), [len(rows) for rows in job.values()])))
             judged = [i for i, f in enumerate(folds) if f.index in maps]
             for i, p in zip(judged, pool.map(lambda i: predict(folds[i], maps[folds[i].index]), judged)):
@@ -250,7 +253,7 @@ def train(folds, pictures, parts, trunk, settings, threads, on_epoch=None, on_st
         together = steps_together(threads, len(mine))
         with runtime.progress(None, f"epoch {epoch + 1}/{s.num_epochs}", steps * len(part_of), "picture") as bar:
             bar.update(done * len(part_of))
-            batches = enumerate(prefetch(make, range(done, steps), threads), done)
+            batches = enumerate(prefetch(make, range(done, steps), min(threads, VIEWERS)), done)
             while few := list(itertools.islice(batches, together)):
                 # the frozen networks, once for all folds, on the very same pictures
                 few = [(step, *(team.all_gather(network(x), len(part_of)) for network in (trunk, prefix)), partner, lam)
