@@ -161,10 +161,12 @@ def never_seen(about):
         rows = [(os.path.join(settings["data_dir"], r["path"]), about["categories"].index(r["label"]))
                 for r in folds if r["part"] == str(about["fold"])]
     except (OSError, KeyError, ValueError) as e:
-        raise InputError(f"int8 is judged on the pictures that the student never saw, which are not known: {e}; run "
-                         "export.py where main.py ran") from e
+        raise InputError(f"int8 is judged on the pictures that the student never saw, which are not known ({e}); run "
+                         "export.py in the folder where main.py ran") from e
+    if not rows:
+        raise InputError(f"int8 is judged on the pictures of fold {about['fold']}, of which folds.csv of its run knows none")
     missing = sum(not os.path.exists(path) for path, _ in rows)
-    if missing or not rows:
+    if missing:
         raise InputError(f"int8 is judged on all {len(rows)} pictures that the student never saw; {missing} of them are no "
                          f"longer in {settings['data_dir']}")
     return [path for path, _ in rows], np.array([label for _, label in rows])

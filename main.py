@@ -30,7 +30,7 @@ from utils.page import write_page
 from utils.parallel import team
 from utils.process import Stopped, lock, quoted, stops, writable
 from utils.report import all_answers, build_report, write_report
-from utils.run_log import RunLog, print_copies, print_epoch, print_pictures, record_run, record_settings
+from utils.run_log import RunLog, print_copies, print_epoch, print_pictures, record_places, record_run
 from utils.settings import RANDOM, InputError, parse
 from utils.state import (Checkpointer, checksums, end, ended, hand_out, help_save, keep_start, names_digest, read_start,
                          same_share)
@@ -88,7 +88,7 @@ def main(argv=None):
     sums = checksums(pictures, all_threads)
     if resumed:
         folder, (heads, teacher) = resumed, read_start(resumed, pictures, sums, parts, teacher_weights, threads)
-        record_settings(folder, settings)  # the next --resume finds pictures and weights where this one does
+        record_places(folder, settings)
     else:
         folder = new_folder(settings.log_dir, time.strftime("%Y%m%d-%H%M%S"))
         held.append(lock(folder))

@@ -133,8 +133,9 @@ def main():
             os.replace(path + ".tmp.npz", path)
         with np.load(path) as saved:
             control = next((arm for arm in arms if "no teacher" in arm), None)
-            results.update({arm: (saved[arm], control if control and control_settings(s) == arms[control] else None,
-                                  saved["minutes"].item()) for arm, s in arms.items()})
+            for arm, s in arms.items():
+                twin = dataclasses.replace(control_settings(s), temperature=settings.temperature)  # which it does not use
+                results[arm] = saved[arm], control if control and twin == arms[control] else None, saved["minutes"].item()
     print_table(results, teacher, pictures, groups, np.isin(parts, trained), settings)
 
 

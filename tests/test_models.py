@@ -13,7 +13,7 @@ from models.teacher_model import extract_features, fit_heads, teacher_prediction
 from utils import runtime
 from utils.data_utils import Pictures
 from utils.explain import heat_maps
-from utils.settings import Settings
+from utils.settings import InputError, Settings
 
 
 @pytest.mark.parametrize("size, stride", [(2, 1), (5, 1), (7, 1), (10, 2), (7, 2), (14, 1), (14, 2)])
@@ -126,6 +126,12 @@ def test_of_many_pictures_fewer_views_are_taken_and_that_is_said(monkeypatch, ca
                                     Settings(image_size=32, head_views=asked), 1)
         assert features.shape == (1 + taken, 10, 3)
         assert said in capsys.readouterr().out if said else not capsys.readouterr().out
+
+
+def test_features_that_are_not_finite_end_the_run_with_a_line():
+    pictures = Pictures("", [""] * 2, np.arange(2), ["a", "b"], [], lambda i: np.zeros((36, 36, 3), np.uint8))
+    with pytest.raises(InputError, match="not finite numbers; are --teacher_weights"):
+        extract_features(lambda x: paddle.to_tensor(x.mean((2, 3)) + np.inf), pictures, Settings(image_size=32), 1)
 
 
 def test_heads_of_a_large_set_are_fitted_on_a_sample_of_it(monkeypatch):

@@ -15,7 +15,7 @@ from models.teacher_model import Trunk
 from utils.cost import cost, count
 from utils.data_utils import Pictures
 from utils.pictures import read_picture
-from utils.plots import contact_sheet, plot_text
+from utils.plots import contact_sheet, plot_text, unreadable
 from utils.report import Answers, all_answers, build_report, report_text, write_report
 from utils.run_log import COLUMNS, RunLog
 from utils.settings import Settings
@@ -216,6 +216,8 @@ def test_tables_are_read_as_they_were_written(tmp_path):
     assert (tmp_path / "t.csv").read_bytes().startswith(b"\xef\xbb\xbf")  # Excel takes it for another alphabet without
     assert [r["name"] for r in read_csv(tmp_path / "t.csv")] == names
     assert [r["name"][:2] for r in read_rows(tmp_path / "t.csv")][1::5] == ["'=", "'＝"]
+    (tmp_path / "t.csv").write_text("name,n\na,1\n\n")
+    assert read_csv(tmp_path / "t.csv") == [{"name": "a", "n": "1"}]
     for line in ("a", "a,1,2"):
         (tmp_path / "cut.csv").write_text("name,n\n" + line)
         with pytest.raises(ValueError):
@@ -294,11 +296,15 @@ def test_scalars_do_not_depend_on_visualdl(tmp_path, monkeypatch, capsys):
 def test_visualdl_may_fail_at_any_moment(tmp_path, capsys):
     log = RunLog(str(tmp_path))
     for epoch in (1, 2):
-        log.image("picture", "what VisualDL cannot take for a picture")
-        log.scores("fold0", {name: 0.25 for name in COLUMNS[1:]} | {"epoch": epoch})
+        log.scores("fold0", {name: "what VisualDL cannot take for a number" for name in COLUMNS[1:]})
     log.close()
-    assert capsys.readouterr().out.count("VisualDL shows nothing more") == 1
+    RunLog(str(tmp_path)).image("picture", "what VisualDL cannot take for a picture")
+    assert capsys.readouterr().out.count("VisualDL shows nothing more") == 2
     assert len(read_rows(tmp_path / "scalars.csv")) == 2
+
+
+def test_letters_without_a_font_are_named():
+    assert unreadable(["cans", "Müll"]) == [] and unreadable(["a\nb", "\U00012000"]) == ["\U00012000"]
 
 
 def test_columns_of_the_report_stand_below_each_other_whatever_the_names(tmp_path):

@@ -80,9 +80,10 @@ def test_stopped_by_ctrl_c_terminated_and_killed_it_ends_the_same(whole, capsys)
     (run,) = glob.glob(str(where / "stopped" / "logs" / "*"))
     command = f"python main.py --resume {run}"
     assert printed[-1] == f"stopped; to go on: {command}\n"
+    elsewhere = str(where / "stopped" / "cache")
     for end in (signal.SIGTERM, signal.SIGKILL):
         (where / "stopped" / "saved" / "best_model_fold0.json").unlink(missing_ok=True)  # the state has all that it needs
-        process, printed = started([*command.split()[1:], "--save_minutes", "0"], "each epoch")
+        process, printed = started([*command.split()[1:], "--save_minutes", "0", "--cache_dir", elsewhere], "each epoch")
         assert "\ngoes on in epoch " in "".join(printed)
         time.sleep(0.5)
         process.send_signal(end)
@@ -90,7 +91,8 @@ def test_stopped_by_ctrl_c_terminated_and_killed_it_ends_the_same(whole, capsys)
         if end == signal.SIGTERM:
             assert process.wait() == 143 and printed[-1] == f"stopped; to go on: {command}\n"
     assert process.wait() == -signal.SIGKILL
-    assert json.loads(content(os.path.join(run, "settings.json")))["save_minutes"] == 0  # as it went on
+    recorded = json.loads(content(os.path.join(run, "settings.json")))
+    assert recorded["cache_dir"] == elsewhere and recorded["save_minutes"] == 10  # places are kept, other options are not
     done = run_program("main.py", "--resume", "--log_dir", str(where / "stopped" / "logs"))
     assert done.returncode == 0, done.stderr
     assert_same_end(where, "stopped", *whole_run)

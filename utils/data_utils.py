@@ -11,7 +11,6 @@ import hashlib
 import json
 import os
 import re
-import shutil
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -272,7 +271,7 @@ def _make_room(cache_dir, needed, limit):
             for extension in (".json", ".copies"):
                 with contextlib.suppress(FileNotFoundError):
                     os.remove(e.path.removesuffix(".npy") + extension)
-    free = shutil.disk_usage(cache_dir).free
+    free = runtime.room(cache_dir)
     if needed > free - 2**20:
         raise InputError(f"the picture cache needs {needed / 1e9:.2f} GB and {cache_dir} has {free / 1e9:.2f} GB free; "
                          "choose another place with --cache_dir, or a smaller --cache_gb")

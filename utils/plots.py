@@ -18,15 +18,17 @@ MANY = 60  # categories that a confusion matrix has room for
 MOST = 300  # lines of a text as a picture, and letters of a line
 matplotlib.rcParams["text.parse_math"] = False  # a $ in a name is a $
 # Category names may be Chinese; name only fonts that are here, or matplotlib warns about the others.
-CHINESE = [n for n in ("Microsoft YaHei", "SimHei", "PingFang SC", "Noto Sans CJK SC", "Noto Sans CJK JP",
-                       "WenQuanYi Micro Hei") if n in font_manager.get_font_names()]
-matplotlib.rcParams["font.family"] = ["DejaVu Sans", *CHINESE]
+matplotlib.rcParams["font.family"] = ["DejaVu Sans"] + [
+    n for n in ("Microsoft YaHei", "SimHei", "PingFang SC", "Noto Sans CJK SC", "Noto Sans CJK JP",
+                "WenQuanYi Micro Hei") if n in font_manager.get_font_names()]
 warnings.filterwarnings("ignore", "Glyph .* missing from")  # two lines for each letter and plot; see unreadable
 
 
 def unreadable(names):
-    """Whether plots show boxes for letters of these names, since no Chinese font is installed."""
-    return not CHINESE and any(len(name) and widths(name)[-1] > len(name) for name in names)
+    """The letters of these names for which plots show boxes, since no font that they use has them."""
+    fonts = map(font_manager.findfont, matplotlib.rcParams["font.family"])
+    known = set().union(*(font_manager.get_font(font).get_charmap() for font in fonts))
+    return sorted(c for c in set("".join(map(printable, names))) if ord(c) not in known)
 
 
 def plot_confusion(report, path):

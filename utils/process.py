@@ -77,8 +77,8 @@ def lock(folder, advice="wait for it"):
         except (OSError, ValueError, KeyError):
             who = "another process"
         raise InputError(f"{folder} is in use by {who}; {advice}") from None
-    except OSError as e:
-        raise InputError(f"cannot lock {folder}: {e.strerror}; choose a folder on another disk") from e
+    except (OSError, NotImplementedError) as e:
+        raise InputError(f"cannot lock {folder}: {e}; choose another folder") from e
     about = dict(pid=os.getpid(), host=socket.gethostname(), since=time.strftime("%Y-%m-%d %H:%M:%S"))
     write_whole(holder, lambda f: f.write(json.dumps(about).encode()))
     return held

@@ -16,7 +16,7 @@ from sklearn.metrics import average_precision_score, classification_report, conf
 from utils.plots import contact_sheet, plot_confidence, plot_confusion, plot_curves, plot_text
 from utils.statistics import (calibrate, compare, coverage, cross_fitted_epochs, needed_confidence, reliability, score,
                               wilson)
-from utils.tables import padded, widths, write_csv
+from utils.tables import padded, printable, widths, write_csv
 
 # Who answers, and the prefix of its columns in out_of_fold.csv
 PREFIXES = {"student": "", "student_cross_fitted": "crossfit_", "teacher": "teacher_", "control": "control_",
@@ -181,7 +181,7 @@ def report_text(report):
                       + ("" if "control" in oof else "\n      --control shows whether it helps.")]
     lines += _control_text(report) + _networks_text(report)
 
-    width = min(40, max(12, *(widths(n)[-1] for n in names)))
+    width = min(40, max(12, *(widths(printable(n))[-1] for n in names)))
     lines += ["", f"{'':{width}}  precision (95 % interval)     recall (95 % interval)     F1  pictures"]
     for name, c in report["categories"].items():
         (a, b), (d, e) = c["precision_interval"], c["recall_interval"]

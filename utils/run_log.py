@@ -23,6 +23,7 @@ from utils.statistics import at_least
 from utils.tables import padded, printable, widths, write_csv
 from utils.transforms import eval_view, train_view
 
+PLACES = ("data_dir", "cache_dir", "groups", "teacher_weights", "student_weights", "save_dir")
 COLUMNS = ("fold", "epoch", "learning_rate", "train_loss", "train_accuracy", "val_loss", "val_accuracy")
 
 
@@ -126,6 +127,8 @@ class RunLog:
             path = os.path.join(self.folder, f"{name}.png")
             if os.path.exists(path):  # without mistakes there is no picture of them
                 self.image(name, read_picture(path))
+        if not self.LogWriter:  # it failed just now
+            return
         metrics = {f"result/{name}_{key}": figures[key] for name, figures in report["out_of_fold"].items() if name in answers
                    for key in ("accuracy", "macro_f1", "calibration_error")}
         against = report.get("student_against_control") or {}
@@ -158,21 +161,22 @@ class RunLog:
     def close(self):
         if self.file:
             self.file.close()
-        with unless_visualdl_fails("VisualDL may not show the last figures"):
-            for w in self.writers.values():
+        for name, w in self.writers.items():
+            with unless_visualdl_fails(f"VisualDL may not show the last figures of {name}"):
                 w.close()
 
 
 def print_pictures(pictures):
     """The table of pictures found, and every file left out with its reason."""
     counts = np.bincount(pictures.labels, minlength=len(pictures.categories))
-    width = max(widths(name)[-1] for name in [*pictures.categories, "together"])
+    width = max(widths(printable(name))[-1] for name in [*pictures.categories, "together"])
     print(f"pictures in {pictures.data_dir}:")
     for name, n in [*zip(pictures.categories, counts), ("together", len(pictures))]:
         print(f"  {padded(name, width)} {n:8}")
-    if unreadable(pictures.categories):
-        print("note: no Chinese font is installed: plots show boxes for such names; on Debian and Ubuntu: "
-              "apt install fonts-noto-cjk")
+    boxes = unreadable(pictures.categories + pictures.paths)
+    if boxes:
+        print(f"note: plots show boxes for {len(boxes)} letters of names, such as {boxes[-1]}: no installed font that they "
+              "use has them; for Chinese on Debian and Ubuntu: apt install fonts-noto-cjk")
     if pictures.left_out:
         print(f"left out, {len(pictures.left_out)} files:")
         for path, reason in pictures.left_out:
@@ -205,13 +209,20 @@ def print_copies(copies, given, large, settings, most=20):
 
 def record_settings(folder, settings):
     """settings.json, from which a run is resumed."""
-    text = json.dumps({**settings.to_json(), "versions": runtime.versions()}, indent=2, ensure_ascii=False)
+    text = json.dumps(settings, indent=2, ensure_ascii=False)
     write_whole(os.path.join(folder, "settings.json"), lambda f: f.write(text.encode(errors="backslashreplace")))
+
+
+def record_places(folder, settings):
+    """Where a resumed run found what it needs: the next one looks there too."""
+    with open(os.path.join(folder, "settings.json"), encoding="utf-8") as f:
+        known = json.load(f)
+    record_settings(folder, {**known, **{name: getattr(settings, name) for name in PLACES}})
 
 
 def record_run(folder, settings, pictures, parts, groups, copies):
     """settings.json, left_out.csv, folds.csv and copies.csv: what the run was made of."""
-    record_settings(folder, settings)
+    record_settings(folder, {**settings.to_json(), "versions": runtime.versions()})
     labels = [pictures.categories[i] for i in pictures.labels]
     folds = zip(pictures.paths, labels, parts, groups)
     for name, header, rows in (("folds.csv", ("path", "label", "part", "group"), folds),

@@ -1,6 +1,7 @@
 """Threads, device, and the fastest exact way to run a network that no longer learns."""
 import ctypes
 import errno
+import math
 import os
 import platform
 import shutil
@@ -43,6 +44,12 @@ def choose_device(wanted="auto"):
     return device
 
 
+def room(folder):
+    """Bytes that are free on the disk of a folder; without limit where the disk does not say."""
+    usage = shutil.disk_usage(folder)
+    return usage.free if usage.total else math.inf
+
+
 def versions():
     """Versions that decide a result, for the log and the JSON beside the weights."""
     return {"python": platform.python_version(), "paddle": paddle.__version__, "numpy": np.__version__,
@@ -76,7 +83,7 @@ def compiled(layer, input_shape, threads=1):
     place = None if tempfile.gettempdir().isascii() else os.environ.get("PUBLIC")
     try:
         with tempfile.TemporaryDirectory(dir=place) as folder:
-            if shutil.disk_usage(folder).free < 1e6 + 4 * sum(v.size for v in layer.state_dict().values()):
+            if room(folder) < 1e6 + 4 * sum(v.size for v in layer.state_dict().values()):
                 raise OSError(errno.ENOSPC, "no room left", folder)  # Paddle 3 would not notice
             prefix = os.path.join(folder, "net")
             paddle.jit.save(layer, prefix, [paddle.static.InputSpec([None, *input_shape], "float32")])

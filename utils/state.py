@@ -13,7 +13,6 @@ A state has the network twice (now, and at its best epoch) and Adam's two moment
 import glob
 import json
 import os
-import shutil
 import time
 import zipfile
 import zlib
@@ -46,10 +45,10 @@ class Checkpointer:
                       for v in layer.state_dict().values())
         answers = sum(f.settings.num_epochs * len(f.pictures) * len(f.class_weights) for f in folds)  # of all epochs
         needed = 2 * 4 * (4 * numbers + answers)  # two states; float32; weight, two moments, best weight
-        free = shutil.disk_usage(folder).free + sum(map(os.path.getsize, _states(folder)))
+        free = runtime.room(folder) + sum(map(os.path.getsize, _states(folder)))
         if needed > free:
             raise InputError(f"the state of this run takes {needed / 1e9:.2f} GB and {folder} has {free / 1e9:.2f} GB "
-                             "free; make room, or choose another place with --log_dir")
+                             "free; make room, choose another place with --log_dir, or lower --num_epochs")
 
     def __enter__(self):
         stops.training = True

@@ -124,7 +124,7 @@ def compare(labels, answers, other_answers, groups=None, resamples=10_000, seed=
     better, worse = (int((np.sign(of_group[:, 0] - of_group[:, 1]) == s).sum()) for s in (1, -1))
     # To draw groups again is to draw how many of them there are of each kind.
     size = n / len(of_group)
-    kinds, counts = np.unique([*of_group, [size, 0, 0, size], [0, size, 0, size]], axis=0, return_counts=True)
+    kinds, counts = np.unique(np.r_[of_group, [[size, 0, 0, size], [0, size, 0, size]]], axis=0, return_counts=True)
     g, x, z, drawn = (np.random.default_rng(seed).multinomial(counts.sum(), counts / counts.sum(), resamples) @ kinds).T
 
     def interval(values):

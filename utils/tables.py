@@ -28,8 +28,8 @@ def shorten(text, width):
 
 
 def padded(text, width, right=False):
-    """The text, shortened or with blanks, so that it fills `width` columns; at their right end if asked for."""
-    text = shorten(text, width)
+    """The text on one line, shortened or with blanks, so that it fills `width` columns; at their right end if asked for."""
+    text = shorten(printable(text), width)
     blanks = " " * (width - (widths(text)[-1] if text else 0))
     return blanks + text if right else text + blanks
 
@@ -53,5 +53,7 @@ def read_csv(path):
     def text(value):
         return value[1:] if value.startswith("'") and guarded(value) != value else value
     with open(path, newline="", encoding="utf-8-sig") as f:
-        header, *rows = csv.reader(f)
-        return [{k: text(v) for k, v in zip(header, row, strict=True)} for row in rows]
+        header, *rows = [row for row in csv.reader(f) if row] or [[]]
+    if any(len(row) != len(header) for row in rows):
+        raise ValueError(f"{path}: a line has too few or too many columns")
+    return [{k: text(v) for k, v in zip(header, row)} for row in rows]
