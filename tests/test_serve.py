@@ -85,6 +85,7 @@ def test_whatever_it_is_sent_it_goes_on(sample, service):
             "Content-Type": "multipart/form-data; boundary=x"}).status_code in (400, 422)
     assert httpx.get(address + "/nowhere").status_code == 404
     assert "<title>VisionDistillGC" in httpx.get(address + "/").text
+    assert httpx.head(address + "/").status_code == 200  # by which monitors ask
     assert "/predict" in httpx.get(address + "/openapi.json").json()["paths"]
     assert httpx.get(address + "/health").json()["status"] == "ok"
 
