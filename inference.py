@@ -120,7 +120,8 @@ def load_export(path, threads=runtime.CORES):
     """run(x) of a file of export.py: array in, probabilities out, array [B, C]. Raises InputError if it is damaged."""
     if path.endswith(".pdiparams"):
         prefix = os.path.splitext(path)[0]
-        if runtime.program(prefix).endswith(".json") and runtime.versions()["paddle"].startswith("2."):  # it would kill the process
+        if runtime.program(prefix).endswith(".json") and runtime.versions()["paddle"].startswith("2."):
+            # reading it would kill the process
             raise InputError(f"{path} was exported with Paddle 3, and this is Paddle 2: export it again with this version")
         try:
             run = runtime.predictor(prefix, threads)

@@ -38,7 +38,8 @@ def plot_confusion(report, path):
     n, names = len(counts), [shorten(printable(name), 28) for name in report["category_names"]]
     cell = min(1, MANY / n)  # of many categories the names and counts get no room: report.json has them
     longest = max(widths(name)[-1] for name in names)
-    fig = Figure(figsize=(1.6 + 0.08 * longest + 0.75 * n * cell, 1.5 + 0.06 * longest + 0.65 * n * cell), layout="constrained")
+    fig = Figure(figsize=(1.6 + 0.08 * longest + 0.75 * n * cell, 1.5 + 0.06 * longest + 0.65 * n * cell),
+                 layout="constrained")
     ax = fig.subplots()
     image = ax.imshow(share, cmap="Blues", vmin=0, vmax=1)
     if n <= MANY:
