@@ -104,9 +104,13 @@ def test_a_disk_that_fills_while_pictures_are_stored_is_one_line(folder, tmp_pat
         subprocess.run(["umount", "-l", str(cache)], check=True)
 
 
-def test_cache_and_weights_may_share_a_folder(folder, tmp_path):
+@pytest.mark.parametrize("windows", [False, True])
+def test_cache_and_weights_may_share_a_folder(folder, tmp_path, monkeypatch, windows):
+    if windows:  # which has no pread
+        monkeypatch.delattr(os, "pread", raising=False)
     held = [lock(str(tmp_path)), lock(str(tmp_path))]  # twice: a notebook keeps what a stopped run has held
     pictures = load_pictures(folder, 32, cache_dir=str(tmp_path))
+    assert [pictures.square(i).mean() for i in (0, 20)] == [np.load(pictures.cache + ".npy")[i].mean() for i in (0, 20)]
     os.truncate(pictures.cache + ".npy", 5000)
     with pytest.raises(OSError, match="was cut short while this run reads it"):
         pictures.square(len(pictures) - 1)

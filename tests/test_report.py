@@ -21,7 +21,7 @@ from utils.run_log import COLUMNS, RunLog
 from utils.settings import Settings
 from utils.statistics import (calibration_error, compare, coverage, cross_fitted_epochs, fit_temperature,
                               needed_confidence, reliability, wilson)
-from utils.tables import padded, read_csv, shorten, widths, write_csv
+from utils.tables import padded, read_csv, shorten, width, write_csv
 
 
 class TrainedFold:
@@ -310,4 +310,4 @@ def test_letters_without_a_font_are_named():
 def test_columns_of_the_report_stand_below_each_other_whatever_the_names(tmp_path):
     lines = make_run(tmp_path, [0, 1, 2], False, ("a", "厨余垃圾和其他很长的名字", "b" * 60))[2].split("\n")
     first = next(i for i, line in enumerate(lines) if "recall" in line)
-    assert len({widths(line)[-1] for line in lines[first + 1:first + 4]}) == 1
+    assert len({width(line) for line in lines[first + 1:first + 4]}) == 1

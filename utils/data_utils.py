@@ -70,9 +70,13 @@ class Squares:
         return self.count
 
     def __getitem__(self, i):
-        with self.lock:
-            self.file.seek(self.start + i * self.size)
-            data = self.file.read(self.size)
+        start = self.start + i * self.size
+        if hasattr(os, "pread"):
+            data = os.pread(self.file.fileno(), self.size, start)  # threads read side by side: a disk is faster so
+        else:  # Windows
+            with self.lock:
+                self.file.seek(start)
+                data = self.file.read(self.size)
         if len(data) < self.size:
             raise OSError(f"{self.file.name} was cut short while this run reads it")
         return np.frombuffer(data, np.uint8).reshape(self.shape)

@@ -12,7 +12,7 @@ from matplotlib import font_manager
 from matplotlib.figure import Figure  # not pyplot: it opens windows, and fails where the screen goes away
 
 from utils.pictures import read_picture
-from utils.tables import printable, shorten, widths
+from utils.tables import printable, shorten, width
 
 MANY = 60  # categories that a confusion matrix has room for
 MOST = 300  # lines of a text as a picture, and letters of a line
@@ -37,7 +37,7 @@ def plot_confusion(report, path):
     share = counts / np.maximum(counts.sum(1, keepdims=True), 1)
     n, names = len(counts), [shorten(printable(name), 28) for name in report["category_names"]]
     cell = min(1, MANY / n)  # of many categories the names and counts get no room: report.json has them
-    longest = max(widths(name)[-1] for name in names)
+    longest = max(map(width, names))
     fig = Figure(figsize=(1.6 + 0.08 * longest + 0.75 * n * cell, 1.5 + 0.06 * longest + 0.65 * n * cell),
                  layout="constrained")
     ax = fig.subplots()
@@ -109,7 +109,7 @@ def plot_text(text, path):
     """A text with columns as a picture, for VisualDL, whose own texts lose their lines and spaces."""
     lines = text.rstrip().split("\n")
     lines = [line[:MOST] for line in lines[:MOST]] + ["..."] * (len(lines) > MOST)
-    fig = Figure(figsize=(0.2 + 0.075 * max(widths(line + " ")[-1] for line in lines), 0.2 + 0.15 * len(lines)))
+    fig = Figure(figsize=(0.2 + 0.075 * max(map(width, lines)), 0.2 + 0.15 * len(lines)))
     fig.text(0.01, 0.99, "\n".join(lines), fontsize=9, va="top", family=["monospace",
                                                                          *matplotlib.rcParams["font.family"]])
     fig.savefig(path, dpi=120)

@@ -16,7 +16,7 @@ from sklearn.metrics import average_precision_score, classification_report, conf
 from utils.plots import contact_sheet, plot_confidence, plot_confusion, plot_curves, plot_text
 from utils.statistics import (calibrate, compare, coverage, cross_fitted_epochs, needed_confidence, reliability, score,
                               wilson)
-from utils.tables import padded, printable, widths, write_csv
+from utils.tables import padded, printable, width, write_csv
 
 # Who answers, and the prefix of its columns in out_of_fold.csv
 PREFIXES = {"student": "", "student_cross_fitted": "crossfit_", "teacher": "teacher_", "control": "control_",
@@ -181,19 +181,19 @@ def report_text(report):
                       + ("" if "control" in oof else "\n      --control shows whether it helps.")]
     lines += _control_text(report) + _networks_text(report)
 
-    width = min(40, max(12, *(widths(printable(n))[-1] for n in names)))
-    lines += ["", f"{'':{width}}  precision (95 % interval)     recall (95 % interval)     F1  pictures"]
+    margin = min(40, max(12, *(width(printable(n)) for n in names)))
+    lines += ["", f"{'':{margin}}  precision (95 % interval)     recall (95 % interval)     F1  pictures"]
     for name, c in report["categories"].items():
         (a, b), (d, e) = c["precision_interval"], c["recall_interval"]
-        lines.append(f"{padded(name, width)}{c['precision']:11.3f} ({a:.3f} to {b:.3f})"
+        lines.append(f"{padded(name, margin)}{c['precision']:11.3f} ({a:.3f} to {b:.3f})"
                      f"{c['recall']:11.3f} ({d:.3f} to {e:.3f}){c['f1-score']:7.3f}{c['support']:10.0f}")
     for name, c in report["averages"].items():
-        lines.append(f"{name:{width}}{c['precision']:11.3f}{'':17}{c['recall']:11.3f}{'':17}{c['f1-score']:7.3f}"
+        lines.append(f"{name:{margin}}{c['precision']:11.3f}{'':17}{c['recall']:11.3f}{'':17}{c['f1-score']:7.3f}"
                      f"{c['support']:10.0f}")
     if len(names) <= WIDE:
         lines += ["", "Confusion matrix (rows: true category, columns: predicted)",
-                  " " * width + "".join(" " + padded(n, 9, right=True) for n in names)]
-        lines += [padded(n, width) + "".join(f"{v:10}" for v in row) for n, row in zip(names, report["confusion_matrix"])]
+                  " " * margin + "".join(" " + padded(n, 9, right=True) for n in names)]
+        lines += [padded(n, margin) + "".join(f"{v:10}" for v in row) for n, row in zip(names, report["confusion_matrix"])]
     else:
         lines += ["", f"Confusion matrix: of more than {WIDE} categories in report.json"]
 

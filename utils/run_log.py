@@ -20,7 +20,7 @@ from utils.data_utils import NO_COPIES, VIEW, epoch_order
 from utils.pictures import read_picture
 from utils.plots import contact_sheet, unreadable
 from utils.statistics import at_least
-from utils.tables import padded, printable, widths, write_csv
+from utils.tables import padded, printable, width, write_csv
 from utils.transforms import eval_view, train_view
 
 PLACES = ("data_dir", "cache_dir", "groups", "teacher_weights", "student_weights", "save_dir")
@@ -169,10 +169,10 @@ class RunLog:
 def print_pictures(pictures):
     """The table of pictures found, and every file left out with its reason."""
     counts = np.bincount(pictures.labels, minlength=len(pictures.categories))
-    width = max(widths(printable(name))[-1] for name in [*pictures.categories, "together"])
+    columns = max(width(printable(name)) for name in [*pictures.categories, "together"])
     print(f"pictures in {pictures.data_dir}:")
     for name, n in [*zip(pictures.categories, counts), ("together", len(pictures))]:
-        print(f"  {padded(name, width)} {n:8}")
+        print(f"  {padded(name, columns)} {n:8}")
     boxes = unreadable(pictures.categories + pictures.paths)
     if boxes:
         print(f"note: plots show boxes for {len(boxes)} letters of names, such as {boxes[-1]}: no installed font that they "

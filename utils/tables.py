@@ -13,24 +13,24 @@ def printable(name):
     return name if name.isprintable() else repr(name)[1:-1]
 
 
-def widths(text):
-    """Columns of a terminal that the text has filled after each of its letters; a Chinese one fills two."""
-    return np.cumsum([2 if unicodedata.east_asian_width(c) in "WF" else 1 for c in text], dtype=int)
+def width(text):
+    """Columns of a terminal that the text fills; a Chinese letter fills two."""
+    return sum(2 if unicodedata.east_asian_width(c) in "WF" else 1 for c in text)
 
 
-def shorten(text, width):
-    """Cut the middle out of a text that is wider than `width` columns."""
-    if not text or widths(text)[-1] <= width:
+def shorten(text, columns):
+    """Cut the middle out of a text that is wider than so many columns."""
+    if width(text) <= columns:
         return text
-    head = np.searchsorted(widths(text), width // 2, "right")
-    tail = np.searchsorted(widths(text[::-1]), width - width // 2 - 1, "right")
+    head = np.searchsorted(np.cumsum([width(c) for c in text]), columns // 2, "right")
+    tail = np.searchsorted(np.cumsum([width(c) for c in text[::-1]]), columns - columns // 2 - 1, "right")
     return text[:head] + "…" + text[len(text) - tail:]
 
 
-def padded(text, width, right=False):
-    """The text on one line, shortened or with blanks, so that it fills `width` columns; at their right end if asked for."""
-    text = shorten(printable(text), width)
-    blanks = " " * (width - (widths(text)[-1] if text else 0))
+def padded(text, columns, right=False):
+    """The text on one line, shortened or with blanks, so that it fills so many columns; at their right end if asked for."""
+    text = shorten(printable(text), columns)
+    blanks = " " * (columns - width(text))
     return blanks + text if right else text + blanks
 
 
