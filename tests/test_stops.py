@@ -206,3 +206,27 @@ def test_memory_that_runs_out_names_the_setting_to_lower(whole):
     printed += process.stdout.readlines()
     assert process.wait() == 1 and "error: out of memory; lower --batch_size" in printed[-1], "".join(printed)
     assert "Traceback" not in "".join(printed)
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="limits the memory as Linux does")
+def test_a_network_that_runs_out_of_memory_says_so_and_answers_smaller_batches():
+    """Wherever it runs out: with each of these limits it comes further."""
+    found = subprocess.run([sys.executable, "-c", """
+import resource
+import numpy as np
+from paddle.vision.models import mobilenet_v2
+from utils.runtime import compiled
+
+run, x = compiled(mobilenet_v2(scale=0.25), [3, 64, 64]), np.random.rand(400, 3, 64, 64).astype("float32")
+expected = run(x[:4]).numpy()
+for more in (64, 32, 16, 8, 4, 0):
+    with open("/proc/self/statm", encoding="ascii") as f:
+        limit = int(f.read().split()[0]) * resource.getpagesize() + more * 2**20
+    resource.setrlimit(resource.RLIMIT_AS, (limit, -1))
+    try:
+        run(x)
+    except MemoryError:
+        print("failed")
+    resource.setrlimit(resource.RLIMIT_AS, (-1, -1))
+    assert (run(x[:4]).numpy() == expected).all()"""], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert found.returncode == 0 and "failed" in found.stdout, found.stderr

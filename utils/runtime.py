@@ -101,7 +101,8 @@ def program(prefix):
 def predictor(prefix, threads):
     """run(x) of the network that paddle.jit.save wrote to `prefix`: array in, float32 Tensor out, on the CPU.
 
-    Paddle keeps the interpreter's lock while it runs: no other Python thread moves meanwhile.
+    Paddle keeps the interpreter's lock while it runs: no other Python thread moves meanwhile. run raises MemoryError; after
+    that oneDNN may refuse, in the same thread, each batch size that it has not met yet, even when there is memory again.
     """
     config = inference.Config(program(prefix), prefix + ".pdiparams")
     config.disable_gpu()
@@ -114,7 +115,12 @@ def predictor(prefix, threads):
 
     def run(x):
         source.copy_from_cpu(np.ascontiguousarray(x))
-        network.run()
+        try:
+            network.run()
+        except RuntimeError as e:  # so oneDNN says in Paddle 3 and 2 that memory ran out; of Paddle it is a MemoryError
+            if str(e).startswith(("std::exception", "could not create", "could not execute")):
+                raise MemoryError(f"oneDNN: {e}") from e
+            raise
         return paddle.to_tensor(result.copy_to_cpu())
     return run
 
