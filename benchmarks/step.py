@@ -32,6 +32,7 @@ from utils.transforms import square_side  # noqa: E402
 
 ROUNDS, STEPS, BATCH, SIDE = 5, 6, 16, 2048
 PLAIN = ("OMP_NUM_THREADS", "KMP_BLOCKTIME", "MKL_DEBUG_CPU_TYPE", "GLOG_minloglevel")  # of what utils/__init__.py sets
+KEEP = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**31 - 1)}  # runtime.keep_memory, for PyTorch
 
 
 class Clock:
@@ -145,8 +146,8 @@ def matmul_rate():
 
 
 def start_peer(python, which, size):
-    plain = {k: v for k, v in os.environ.items() if k not in PLAIN}
-    process = subprocess.Popen([python, os.path.join(ROOT, "benchmarks", "peers.py"), which, str(size)], env=plain, text=True,
+    env = {k: v for k, v in os.environ.items() if k not in PLAIN} | (KEEP if which == "torch" else {})
+    process = subprocess.Popen([python, os.path.join(ROOT, "benchmarks", "peers.py"), which, str(size)], env=env, text=True,
                                stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     return json.loads(process.stdout.readline()), process
 
