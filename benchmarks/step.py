@@ -79,6 +79,7 @@ class Here:
                     np.ones(2048, np.float32))
         self.folds = [train_utils.build_fold(k, labels, self.parts, head, self.settings) for k in range(5)]
         self.trunk = load_trunk("", None, self.settings, runtime.CORES)
+        self.maps = paddle.randn([BATCH, 96, size // 16, size // 16])
         self.compiled, self.prefetch = runtime.compiled, train_utils.prefetch
 
     def block(self):
@@ -104,9 +105,9 @@ class Here:
         return {part: 1000 * seconds / (STEPS * self.per_step) for part, seconds in taken.items()}
 
 
-def loss_of(fold, size):
-    """The loss of one student on a random batch."""
-    pooled = fold.student.pool(paddle.randn([BATCH, 96, size // 16, size // 16]))
+def loss_of(fold, maps):
+    """The loss of one student on what a prefix gave."""
+    pooled = fold.student.pool(maps)
     return (paddle.nn.functional.cross_entropy(fold.student.head(pooled), paddle.arange(BATCH) % 6)
             + 8 * paddle.nn.functional.mse_loss(fold.regressor(pooled), paddle.ones([BATCH, 2048])))
 
@@ -115,7 +116,7 @@ def tail_parts(here):
     """ms per picture of one student on one core, by part."""
     fold, clock = here.folds[0], Clock()
     fold.student.train()
-    loss = clock.timed("forward", loss_of)(fold, here.settings.image_size)
+    loss = clock.timed("forward", loss_of)(fold, here.maps)
     clock.timed("backward", loss.backward)()
     clock.timed("Adam", fold.optimizer.step)()
     fold.optimizer.clear_grad()
@@ -125,7 +126,7 @@ def tail_parts(here):
 def pair_rate(here):
     """Pictures per second that students learn from, one student on each core."""
     def learn(fold):
-        loss_of(fold, here.settings.image_size).backward()
+        loss_of(fold, here.maps).backward()
         fold.optimizer.step()
         fold.optimizer.clear_grad()
     for fold in here.folds:
