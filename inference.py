@@ -60,8 +60,6 @@ def parse(argv):
     args.model_path = expand(args.model_path)
     if args.batch_size < 1:
         raise InputError(f"--batch_size {args.batch_size}: must be at least 1")
-    if not 0 <= args.min_confidence <= 1:
-        raise InputError(f"--min_confidence {args.min_confidence}: must be at least 0 and at most 1")
     if args.output is not None:
         if not args.output.lower().endswith((".csv", ".json")):
             raise InputError(f"--output {args.output}: must end in .csv or .json")
@@ -111,7 +109,9 @@ def check_categories(about, wanted):
                          f"{' '.join(about['categories'])}, in this order; leave the option out")
 
 
-def check_unsure(min_confidence, categories):
+def check_threshold(min_confidence, categories):
+    if not 0 <= min_confidence <= 1:
+        raise InputError(f"--min_confidence {min_confidence}: must be at least 0 and at most 1")
     if min_confidence and UNSURE in categories:
         raise InputError(f"--min_confidence: one of the categories is itself called '{UNSURE}'; leave the option out")
 
@@ -204,7 +204,7 @@ def main(argv=None):
     paths, left_out = find_pictures(args.image_path, args.recursive)
     about, answer_of, explain_of = load_model(args.model_path, args.categories)
     categories = about["categories"]
-    check_unsure(args.min_confidence, categories)
+    check_threshold(args.min_confidence, categories)
     rows, sheet, no_pictures = [], [], len(left_out)
     bar = runtime.progress(predict(paths, answer_of, about["image_size"], args.batch_size), "predicting", len(paths),
                            "picture")

@@ -29,7 +29,7 @@ try:
 except ImportError as e:
     sys.exit(f"error: {e}; pip install -r requirements-serve.txt")
 
-from inference import UNSURE, check_unsure, expand, load_model
+from inference import UNSURE, check_threshold, expand, load_model
 from utils import runtime
 from utils.pictures import UnreadablePicture, decode
 from utils.settings import InputError
@@ -129,7 +129,7 @@ def build_app(model_path, min_confidence=0.0):
     """The service as an ASGI application."""
     about, answer, explain = load_model(model_path)
     size, categories = about["image_size"], about["categories"]
-    check_unsure(min_confidence, categories)
+    check_threshold(min_confidence, categories)
     identity = {"files": [os.path.basename(p) for p in model_path], "run": about.get("run"), "categories": categories,
                 "image_size": size, "heat_maps": explain is not None}
     batches = Batches(answer)
@@ -198,8 +198,6 @@ def main(argv=None):
     group.add_argument("--port", type=int, default=8000, metavar="N", help="0: any that is free (default: 8000)")
     args = parser.parse_args(argv)
     paths = expand(args.model_path)
-    if not 0 <= args.min_confidence <= 1:
-        raise InputError(f"--min_confidence {args.min_confidence}: must be at least 0 and at most 1")
     if not 0 <= args.port < 2**16:
         raise InputError(f"--port {args.port}: must be at least 0 and at most {2**16 - 1}")
     runtime.choose_device("cpu")
