@@ -14,6 +14,7 @@ import glob
 import json
 import os
 import re
+import signal
 import sys
 import time
 
@@ -82,8 +83,12 @@ def parse(argv):
 
 def expand(patterns):
     """The files that the patterns name: shells of Windows do not expand *."""
-    return [f for pattern in patterns
-            for f in ([pattern] if os.path.exists(pattern) else sorted(glob.glob(pattern)) or [pattern])]
+    files = []
+    for pattern in patterns:
+        folder, name = os.path.split(pattern)
+        within = glob.escape(folder) if os.path.isdir(folder) else folder  # its name may have brackets
+        files += [pattern] if os.path.exists(pattern) else sorted(glob.glob(os.path.join(within, name))) or [pattern]
+    return files
 
 
 def load_students(paths, categories=None):
@@ -199,6 +204,7 @@ def find_pictures(path, recursive):
 
 def main(argv=None):
     args = parse(argv)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # saves what there is, as Ctrl-C does
     runtime.keep_memory()
     runtime.choose_device("gpu" if args.use_gpu else "cpu")
     paths, left_out = find_pictures(args.image_path, args.recursive)

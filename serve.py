@@ -23,6 +23,7 @@ import time
 from concurrent.futures import Future, ThreadPoolExecutor
 
 try:
+    import python_multipart  # noqa: F401  that FastAPI takes uploads with
     import uvicorn
     from fastapi import FastAPI, File, HTTPException, UploadFile
     from fastapi.responses import FileResponse, JSONResponse
@@ -159,13 +160,14 @@ def build_app(model_path, min_confidence=0.0):
     app = FastAPI(title="VisionDistillGC", description=__doc__)
     app.add_middleware(Limits)
     reasons = {code: {"description": why} for code, why in (
-        (400, "none of the pictures can be read"), (408, "too slow"), (413, "too large"), (503, "overload"))}
+        (400, "none of the pictures can be read"), (408, "too slow"), (413, "too large or too many"), (503, "overload"))}
 
     @app.post("/predict", responses=reasons)
-    async def predict(pictures: list[UploadFile] = File(description="picture files", min_length=1,
-                                                          max_length=MOST_PICTURES),
+    async def predict(pictures: list[UploadFile] = File(description=f"picture files, 1 to {MOST_PICTURES}", min_length=1),
                       heat: bool = False):
         """Category, confidence and probabilities of each picture; with `heat` also where they come from, as a JPEG."""
+        if len(pictures) > MOST_PICTURES:
+            raise HTTPException(413, f"a request may have {MOST_PICTURES} pictures, this one has {len(pictures)}")
         try:
             found = await asyncio.wait_for(asyncio.gather(*(one(p, heat) for p in pictures)), MOST_SECONDS)
         except (asyncio.TimeoutError, queue.Full, MemoryError):
@@ -174,6 +176,7 @@ def build_app(model_path, min_confidence=0.0):
             raise HTTPException(400, "; ".join(f"{f['name'] or 'picture'}: {f['error']}" for f in found))
         return {"model": identity, "pictures": found}
 
+    @app.head("/health", include_in_schema=False)
     @app.get("/health")
     async def health():
         """That it runs, with which model, and how many pictures wait."""

@@ -61,7 +61,8 @@ def main():
             files.append((os.path.basename(path), f.read()))
     service = subprocess.Popen([sys.executable, os.path.join(ROOT, "serve.py"), "--model_path", *args.model_path, "--port",
                                 str(PORT)], stdout=subprocess.PIPE)
-    service.stdout.readline()
+    if not service.stdout.readline():
+        sys.exit(1)  # the service has said why
     time.sleep(1)
     print(f"{httpx.get(address + '/health').json()['model']}\n{runtime.processor()}, {runtime.CORES} cores, clients "
           f"included; {len(files)} pictures of {np.mean([len(c) for _, c in files]) / 1e3:.0f} kB\n\n"

@@ -1,15 +1,16 @@
 """What each ingredient is worth: students that differ in one thing, trained side by side on the same pictures.
 
     python benchmarks/quality.py --sample --num_folds 3 --num_epochs 3 --image_size 32   # to try it: minutes on 2 cores
-    python benchmarks/quality.py --data_dir DIR --image_size 160 --num_epochs 16         # all options of main.py
+    python benchmarks/quality.py --data_dir DIR --image_size 160 --num_epochs 16         # options of main.py
     python benchmarks/quality.py --data_dir DIR --arms "no mixup" "no class weights"     # these only, and the default
 
---arms NAME ... is its own option, the others are main.py's, without --resume. Every arm is K students, one per fold. Arms
-that see the same views train in one pass, as controls do, and cost only their tails; those that need other views get a pass
-of their own. Accuracy is out of fold and cross-fitted; each arm is compared with the first, picture by picture, and with the
-control of its pass if that differs from it in the teacher alone. A finished pass is kept in --log_dir and not run again with
-the same settings, arms, parts and weights, so a killed benchmark goes on with the next pass; after a change of the code
-choose another --log_dir. Figures: README, "Measured", and docs/measurements.md.
+--arms NAME ... is its own option, the others are main.py's, but --resume and --control. Every arm is K students, one
+per fold. Arms that see the same views train in one pass, as controls do, and cost only their tails; those that need
+other views get a pass of their own. Accuracy is out of fold and cross-fitted; each arm is compared with the first,
+picture by picture, and with the control of its pass if that differs from it in the teacher alone. A finished pass is
+kept in --log_dir and not run again with the same settings, arms, pictures, parts and weights, so a killed benchmark
+goes on with the next pass; after a change of the code choose another --log_dir. Figures: README, "Measured", and
+docs/measurements.md.
 """
 import argparse
 import dataclasses
@@ -31,7 +32,7 @@ from utils.checkpoint import imagenet_weights  # noqa: E402
 from utils.copies import group_pictures, known_copies, read_groups  # noqa: E402
 from utils.data_utils import HEAD, find_categories, load_pictures, stratified_parts  # noqa: E402
 from utils.settings import InputError, parse  # noqa: E402
-from utils.state import digest  # noqa: E402
+from utils.state import checksums, digest  # noqa: E402
 from utils.statistics import compare, cross_fitted_epochs, wilson  # noqa: E402
 from utils.train_utils import build_fold, control_settings, train  # noqa: E402
 
@@ -73,6 +74,8 @@ def main():
     settings, sample, resumed = parse(rest, __doc__)
     if resumed:
         raise InputError("--resume: the same command goes on by itself, with the next pass")
+    if settings.control:
+        raise InputError("--control: each pass has one of its own; leave the option out")
     planned = passes(settings, own.arms)
     runtime.keep_memory()
     runtime.choose_device(settings.device)
@@ -111,9 +114,9 @@ def main():
                 layer._use_global_stats = True  # Paddle's own argument, which its MobileNetV2 does not pass on
         return fold
 
-    results = {}
+    results, sums = {}, checksums(pictures, threads).tolist()
     for number, (stream, arms) in enumerate(planned):
-        key = [stream.to_json(), {arm: s.to_json() for arm, s in arms.items()}, pictures.paths, parts.tolist(),
+        key = [decisive(stream), {arm: decisive(s) for arm, s in arms.items()}, pictures.paths, sums, parts.tolist(),
                digest(teacher_weights[1]), digest(student_weights[1])]
         name = hashlib.sha256(json.dumps(key).encode()).hexdigest()[:12]
         path = os.path.join(settings.log_dir, f"quality-{name}.npz")
@@ -137,6 +140,12 @@ def main():
                 twin = dataclasses.replace(control_settings(s), temperature=settings.temperature)  # which it does not use
                 results[arm] = saved[arm], control if control and twin == arms[control] else None, saved["minutes"].item()
     print_table(results, teacher, pictures, groups, np.isin(parts, trained), settings)
+
+
+def decisive(settings):
+    """The settings on which the answers depend; what the files of the others hold is known beside them."""
+    free = {f.name for f in dataclasses.fields(settings) if f.metadata["free"]}
+    return {name: value for name, value in settings.to_json().items() if name not in {"log_dir", *free}}
 
 
 def cross_fitted_answers(folds, n):

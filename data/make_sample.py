@@ -123,18 +123,18 @@ def make_sample(folder, per_category=60, seed=7):
         return False
     unfinished = f"{folder}.{os.getpid()}.tmp"
     shutil.rmtree(unfinished, ignore_errors=True)  # of a killed process that had this number
-    for number, category in enumerate(CATEGORIES):
-        os.makedirs(os.path.join(unfinished, category))
-        for i in range(per_category):
-            picture = draw(category, np.random.default_rng([seed, number, i]))
-            cv2.imencode(".png", picture)[1].tofile(os.path.join(unfinished, category, f"{i:03}.png"))
     try:
+        for number, category in enumerate(CATEGORIES):
+            os.makedirs(os.path.join(unfinished, category))
+            for i in range(per_category):
+                picture = draw(category, np.random.default_rng([seed, number, i]))
+                cv2.imencode(".png", picture)[1].tofile(os.path.join(unfinished, category, f"{i:03}.png"))
         os.rename(unfinished, folder)
-    except OSError:
-        shutil.rmtree(unfinished)
-        if not os.path.exists(folder):
-            raise
-        return False  # another run was faster
+    except BaseException as e:  # Ctrl-C too
+        shutil.rmtree(unfinished, ignore_errors=True)
+        if isinstance(e, OSError) and os.path.exists(folder):
+            return False  # another run was faster
+        raise
     return True
 
 

@@ -76,6 +76,7 @@ KINDS = {
     "a page.png": (b"<!DOCTYPE html><html>404</html>", BAD),
     "movie.mp4": (MOVIE, "not a picture file (by its extension)"),
     "movie.jpg": (MOVIE, BAD),
+    "phone.HEIC": (b"\0\0\0\x18ftypheic" + bytes(99), "HEIC, which is not read here: save it as JPEG"),
     "zeros.jpg": (bytes(5000), BAD),
     "header only.webp": (b"RIFF\0\0\0\0WEBPVP8X", BAD),
     "header only.jpg": (b"\xff\xd8\xff", BAD),

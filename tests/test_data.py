@@ -1,5 +1,6 @@
 """From files to batches, whose randomness depends on nothing but seeds. Odd files: test_odd_files.py."""
 import os
+import shutil
 import subprocess
 import sys
 
@@ -10,9 +11,10 @@ import pytest
 from conftest import ROOT, write_picture
 
 from utils import data_utils
-from utils.data_utils import epoch_order, load_pictures, prefetch, stratified_parts, walk
+from utils.data_utils import epoch_order, find_categories, load_pictures, prefetch, stratified_parts, walk
 from utils.pictures import UnreadablePicture, read_picture
 from utils.process import lock
+from utils.run_log import print_pictures
 from utils.settings import InputError
 
 
@@ -167,6 +169,22 @@ def test_prefetch_keeps_order_and_passes_errors_on():
 def test_walk_names_folders_it_does_not_enter(folder):
     assert walk(folder, recursive=False) == ([], [("cans", "a folder"), ("glass", "a folder"), ("纸", "a folder")])
     assert len(walk(folder)[0]) == 27
+
+
+def test_a_folder_too_high_is_noticed(folder, tmp_path, capsys):
+    for part in ("train", "test"):
+        shutil.copytree(folder, tmp_path / "high" / part)
+    print_pictures(load_pictures(folder, 32, cache_dir=str(tmp_path / "cache")))
+    assert "too high" not in capsys.readouterr().out
+    print_pictures(load_pictures(str(tmp_path / "high"), 32, cache_dir=str(tmp_path / "cache")))
+    assert "several categories have a sub-folder cans; if that is a category, --data_dir is one level too high" in \
+        capsys.readouterr().out
+
+
+@pytest.mark.skipif(sys.platform == "darwin", reason="one name there")
+def test_accents_may_be_stored_as_letters(folder):
+    os.rename(os.path.join(folder, "cans"), os.path.join(folder, "Mu\u0308ll"))
+    assert find_categories(folder, ("M\u00fcll", "纸")) == ["Mu\u0308ll", "纸"]
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such file names")

@@ -47,8 +47,8 @@ def test_brackets_in_the_name_of_a_folder_are_no_pattern(tmp_path):
             (tmp_path / name).mkdir(exist_ok=True)
             (tmp_path / name / f"fold{k}.pdparams").touch()
     here = str(tmp_path / "run[1]" / "fold0.pdparams")
-    assert inference.expand([here, str(tmp_path / "run1" / "fold*")]) == [
-        here, *(str(tmp_path / "run1" / f"fold{k}.pdparams") for k in range(2))]
+    assert inference.expand([here, str(tmp_path / "run1" / "fold*"), str(tmp_path / "run[1]" / "fold*")]) == [
+        here, *(str(tmp_path / name / f"fold{k}.pdparams") for name in ("run1", "run[1]") for k in range(2))]
 
 
 def test_inference_with_several_files_averages_and_survives_bad_files(sample, tmp_path):
@@ -162,7 +162,8 @@ def test_a_category_called_unsure(sample, tmp_path):
 
 
 @pytest.mark.skipif(os.name == "nt", reason="signals of Unix")
-def test_inference_that_is_stopped_saves_what_it_has_and_says_so(sample, tmp_path):
+@pytest.mark.parametrize("number, status", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_inference_that_is_stopped_saves_what_it_has_and_says_so(number, status, sample, tmp_path):
     where, _ = sample
     (tmp_path / "many").mkdir()
     for i in range(3000):
@@ -173,10 +174,10 @@ def test_inference_that_is_stopped_saves_what_it_has_and_says_so(sample, tmp_pat
         stdout=subprocess.PIPE, stderr=subprocess.PIPE,
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))  # a shell's job in the background ignores it
     process.stdout.readline()  # the first answer is there
-    process.send_signal(signal.SIGINT)
+    process.send_signal(number)
     _, said = process.communicate(timeout=60)
     rows = read_csv(tmp_path / "answers.csv")
-    assert process.returncode == 130 and 0 < len(rows) < 3000
+    assert process.returncode == status and 0 < len(rows) < 3000
     assert f"stopped: {tmp_path / 'answers.csv'} has the first {len(rows)} of 3000 pictures\n" in said
     assert [r["path"] for r in rows] == [str(tmp_path / "many" / f"{i:04}.png") for i in range(len(rows))]
 

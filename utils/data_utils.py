@@ -12,6 +12,7 @@ import json
 import os
 import re
 import threading
+import unicodedata
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Callable
@@ -108,6 +109,8 @@ def walk(folder, recursive=True):
                     folders.append(path + "/")
                 else:
                     left_out.append((path, "a folder"))
+            elif entry.name.lower().endswith((".heic", ".heif")):
+                left_out.append((path, "HEIC, which is not read here: save it as JPEG"))
             elif os.path.splitext(entry.name)[1].lower() not in EXTENSIONS:
                 left_out.append((path, "not a picture file (by its extension)"))
             else:
@@ -124,11 +127,13 @@ def find_categories(data_dir, wanted=()):
     if not os.path.isdir(data_dir):
         raise InputError(f"no pictures: there is no folder {data_dir}; {layout}")
     found = sorted(e.name for e in os.scandir(data_dir) if os.path.isdir(e.path) and not is_system(e.name))
+    on_disk = {unicodedata.normalize("NFC", name): name for name in found}  # a Mac may store an accent as a letter
+    wanted = [c if c in found else on_disk.get(unicodedata.normalize("NFC", c), c) for c in wanted]
     missing = [c for c in wanted if c not in found]
     if missing:
         raise InputError(f"--categories {' '.join(missing)}: no such sub-folder of {data_dir}, which has "
                          f"{' '.join(found) or 'none'}")
-    categories = list(wanted) or found
+    categories = wanted or found
     if len(categories) < 2:
         raise InputError(f"at least two categories are needed, {data_dir} has {len(categories)}; {layout}")
     for c in categories:
@@ -296,7 +301,7 @@ def stratified_parts(labels, num_folds, seed, categories=None, groups=None):
     if few:
         what = "pictures, copies and groups counted once," if grouped else "pictures"
         raise InputError(f"too few {what} for {num_folds} folds in {', '.join(few)}: every category needs one per "
-                         "fold; add pictures, or lower --num_folds"
+                         "fold; add pictures, lower --num_folds, or name the other categories with --categories"
                          + (f"; {NO_COPIES}" if grouped else ""))
     parts = np.empty(len(labels), np.int64)
     splitter = (StratifiedGroupKFold if grouped else StratifiedKFold)(num_folds, shuffle=True, random_state=seed)
