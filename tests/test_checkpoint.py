@@ -137,9 +137,13 @@ def test_a_resumed_run_leaves_its_own_weights_and_sets_others_aside(tmp_path):
     assert set_aside(str(tmp_path), but="mine") is None and len(os.listdir(tmp_path)) == 4
     write("theirs", 1)
     assert set_aside(str(tmp_path), but="mine") == str(tmp_path / "theirs")
-    assert os.listdir(tmp_path) == ["theirs"] and len(os.listdir(tmp_path / "theirs")) == 4
-    (tmp_path / "best_model_fold0.pdparams").write_text("whose?")
-    assert os.path.basename(set_aside(str(tmp_path), but="mine")).startswith("before-")
+    assert sorted(os.listdir(tmp_path / "theirs")) == ["best_model_fold1.json", "best_model_fold1.pdparams"]
+    (tmp_path / "best_model_fold1.pdparams").write_text("whose?")
+    (tmp_path / "best_model_fold0 - Copy.pdparams").write_text("the user's")
+    whose = set_aside(str(tmp_path), but="mine")
+    assert os.path.basename(whose).startswith("before-") and os.listdir(whose) == ["best_model_fold1.pdparams"]
+    assert sorted(os.listdir(tmp_path)) == sorted(["best_model_fold0 - Copy.pdparams", "best_model_fold0.json", "theirs",
+                                                   "best_model_fold0.pdparams", os.path.basename(whose)])
 
 
 def test_a_download_with_the_wrong_md5_is_not_used(monkeypatch, tmp_path):

@@ -139,6 +139,7 @@ def test_readme_lists_the_settings_as_they_are(readme):
     (["--sample", "--folds", "5"], "--folds 5: with --num_folds 5 the folds are 0 to 4"),
     (["--alpha", "1.5"], "--alpha 1.5: must be at least 0 and at most 1"),
     (["--num_epochs", "3"], "--warmup_epochs 5"),
+    (["--data_dir", "."], "--log_dir logs: lies in --data_dir ., where every sub-folder is a category"),
     (["--control", "--feature_weight", "0"], "the student has no teacher either"),
     (["--device", "gpu"], "no GPU"),
     (["--epochs", "3"], "unrecognized arguments: --epochs"),

@@ -192,6 +192,9 @@ def test_settings_of_a_resumed_run(tmp_path, capsys):
                         ("--base_lr 1", "--base_lr 1.0: .* with 0.001"), ("--folds 1", "--folds 1: .* with none")):
         with pytest.raises(InputError, match=both):
             parse(["--resume", str(where), *wrong.split()])
+    with pytest.raises(InputError, match="--log_dir elsewhere: the run .* goes on where it is"):
+        parse(["--resume", str(where), "--log_dir", "elsewhere"])
+    assert parse(["--sample", "--resume", str(where)])[1] is False  # its data_dir may be the user's, on a disk that is not there
     with pytest.raises(InputError, match="nowhere: not a run"):
         parse(["--resume", "nowhere"])
     assert not ended(str(where))

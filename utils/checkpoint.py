@@ -8,6 +8,7 @@ import json
 import math
 import os
 import pickle
+import re
 import shutil
 import sys
 import time
@@ -167,24 +168,24 @@ def read_about(path):
 def set_aside(save_dir, but=None):
     """Move the weights of an earlier run from save_dir to save_dir/<that run>; returns the folder, or None.
 
-    Those of the run `but` stay, where no others are among them. Weights go before the JSON that says whose they are, so
-    that a call that was cut short is completed by the next.
+    Those of the run `but` stay. Weights go before the JSON that says whose they are, so that a call that was cut short is
+    completed by the next.
     """
     os.makedirs(save_dir, exist_ok=True)
-    old = [n for n in sorted(os.listdir(save_dir), reverse=True)
-           if n.startswith("best_model_fold") and n.endswith((".pdparams", ".json"))
-           and os.path.isfile(os.path.join(save_dir, n))]
-    runs = set()
-    for name in old:
+    runs = {}
+    for name in sorted(os.listdir(save_dir), reverse=True):
+        if not re.fullmatch(r"best_model_fold\d+\.(pdparams|json)", name):
+            continue
         try:
             with open(about_path(os.path.join(save_dir, name)), encoding="utf-8") as f:
                 run = os.path.basename(json.load(f)["run"])
-                runs.add("" if run in (os.curdir, os.pardir) else run)
+                runs[name] = "" if run in (os.curdir, os.pardir) else run
         except (OSError, ValueError, KeyError, TypeError):
-            runs.add("")  # nobody knows whose it is
-    if runs <= {but}:
+            runs[name] = ""  # nobody knows whose it is
+    old = [name for name, run in runs.items() if run != but]
+    if not old:
         return None
-    name = max(runs - {but}) or time.strftime("before-%Y%m%d-%H%M%S")
+    name = max(runs[n] for n in old) or time.strftime("before-%Y%m%d-%H%M%S")
     folder = os.path.join(save_dir, name)
     if os.path.lexists(folder) and (not os.path.isdir(folder) or set(old) & set(os.listdir(folder))):
         folder = new_folder(save_dir, name)

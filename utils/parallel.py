@@ -53,6 +53,7 @@ class Team:
     """The processes of this run; without paddle.distributed.launch there is one, and nothing is sent."""
     rank, size = 0, 1
     local_rank, local_size = 0, 1  # the same among the processes on this machine
+    folds = ()          # numbers of the folds that are trained
     lost = ""           # which of the others has ended or fallen silent, and why
     last_words = ""     # why this one ends
 
@@ -177,7 +178,7 @@ class Team:
 
     def owner(self, fold):
         """The process that trains a fold, and its control."""
-        return fold.index % self.size
+        return self.folds.index(fold.index) % self.size if self.size > 1 else 0
 
     def owns(self, fold):
         return self.owner(fold) == self.rank

@@ -256,5 +256,5 @@ def print_epoch(epoch, folds, active, seconds, settings):
     print(f"epoch {epoch}/{settings.num_epochs}, {seconds:.0f} s: mean {figures(mean)}; " + "; ".join(
         f"{f.name} {figures(f.history[-1])}{'*' if f.best_epoch == epoch else ''}" for f in active))
     for f in active:
-        if f.stopped():
+        if f.stopped() and epoch < settings.num_epochs:
             print(f"{f.name} stops early: best validation accuracy {f.best_accuracy:.4f} at epoch {f.best_epoch}")

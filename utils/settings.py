@@ -109,6 +109,10 @@ class Settings:
         if self.num_epochs <= self.warmup_epochs:
             raise InputError(f"--num_epochs {self.num_epochs}: must be more than --warmup_epochs "
                              f"{self.warmup_epochs}, or the learning rate never reaches --base_lr")
+        for name in () if self.categories else ("log_dir", "save_dir", "cache_dir"):  # categories of the next run?
+            if os.path.realpath(getattr(self, name)).startswith(os.path.join(os.path.realpath(self.data_dir), "")):
+                raise InputError(f"--{name} {getattr(self, name)}: lies in --data_dir {self.data_dir}, where every "
+                                 "sub-folder is a category; choose another place, or name the categories with --categories")
         if self.control and not self.listens:
             raise InputError("--control: with --alpha 1 and --feature_weight 0 the student has no teacher either, and its "
                              "twin would be the same; leave --control out")
@@ -175,8 +179,11 @@ def parse(argv=None, description=None):
     if folder == NEWEST:
         folder = newest_run(given.get("log_dir", Settings.log_dir))
     if folder:
-        given = {**recorded(folder, given), "log_dir": os.path.dirname(os.path.normpath(folder)) or "."}
-    return Settings(**given).check(), sample, folder
+        log_dir = os.path.dirname(os.path.normpath(folder)) or "."
+        if os.path.realpath(given.get("log_dir", log_dir)) != os.path.realpath(log_dir):
+            raise InputError(f"--log_dir {given['log_dir']}: the run {folder} goes on where it is; leave the option out")
+        given = {**recorded(folder, given), "log_dir": log_dir}
+    return Settings(**given).check(), sample and not folder, folder
 
 
 def newest_run(log_dir):

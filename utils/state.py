@@ -232,7 +232,8 @@ def ended(folder):
     if _states(folder):
         return False
     if not os.path.exists(os.path.join(folder, "report.json")):
-        raise InputError(f"{folder} has saved no state: it was stopped before its students began; start the run again")
+        raise InputError(f"{folder} has saved no state yet: if it does not run, it was stopped before its "
+                         "students began; start it again")
     return True
 
 
