@@ -17,6 +17,7 @@ import re
 import signal
 import sys
 import time
+from unicodedata import normalize
 
 from utils import runtime  # first: it sets what numpy, paddle and cv2 read when they load
 import numpy as np
@@ -109,7 +110,7 @@ def load_students(paths, categories=None):
 
 
 def check_categories(about, wanted):
-    if wanted and list(wanted) != about["categories"]:
+    if wanted and [normalize("NFC", c) for c in wanted] != [normalize("NFC", c) for c in about["categories"]]:
         raise InputError(f"--categories {' '.join(wanted)} differs from the weights file, whose categories are "
                          f"{' '.join(about['categories'])}, in this order; leave the option out")
 
@@ -204,7 +205,6 @@ def find_pictures(path, recursive):
 
 def main(argv=None):
     args = parse(argv)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # saves what there is, as Ctrl-C does
     runtime.keep_memory()
     runtime.choose_device("gpu" if args.use_gpu else "cpu")
     paths, left_out = find_pictures(args.image_path, args.recursive)
@@ -262,4 +262,5 @@ def save(output, rows, left_out, categories):
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # saves the answers that there are, as Ctrl-C does
     runtime.command(main, memory="lower --batch_size, or close other programs")

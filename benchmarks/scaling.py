@@ -64,7 +64,8 @@ def step_time(pictures, parts, trunk, settings, threads=runtime.CORES):
     rng, times = np.random.default_rng(0), []
     head = Head(*(0.01 * rng.normal(size=shape).astype("f") for shape in ((2048, CATEGORIES), (1, CATEGORIES), 2048)),
                 np.ones(2048, "f"))
-    folds = [build_fold(k, pictures.labels, parts, head, settings) for k in range(settings.num_folds)]
+    team.folds = range(settings.num_folds)
+    folds = [build_fold(k, pictures.labels, parts, head, settings) for k in team.folds]
 
     def on_step(_, step):  # every step, or every few
         times.append([step, *clocks()])

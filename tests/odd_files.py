@@ -65,6 +65,7 @@ def exif(orientation):
 PROFILE = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
 JPEG, GIF = pil(IMAGE, "JPEG", quality=95), pil(PALETTE, "GIF")
 ANIMATED = pil(IMAGE, "PNG", save_all=True, append_images=[UPSIDE_DOWN])
+PHONE = b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(range(256)) * 20
 MOVIE = b"\0\0\0\x18ftypmp42\0\0\0\0mp42isom" + bytes(range(256)) * 20
 SIXTEEN = BGR.astype(np.uint16) * 257
 ROWS_OF_4_BITS = b"".join(b"\0" + bytes((r[::2] >> 4) << 4 | r[1::2] >> 4) for r in GREY)
@@ -76,7 +77,8 @@ KINDS = {
     "a page.png": (b"<!DOCTYPE html><html>404</html>", BAD),
     "movie.mp4": (MOVIE, "not a picture file (by its extension)"),
     "movie.jpg": (MOVIE, BAD),
-    "phone.HEIC": (b"\0\0\0\x18ftypheic" + bytes(99), "HEIC, which is not read here: save it as JPEG"),
+    "phone.HEIC": (PHONE, "HEIC, which OpenCV does not read: save it as JPEG"),
+    "phone.jpg": (PHONE, "HEIC, which OpenCV does not read: save it as JPEG"),
     "zeros.jpg": (bytes(5000), BAD),
     "header only.webp": (b"RIFF\0\0\0\0WEBPVP8X", BAD),
     "header only.jpg": (b"\xff\xd8\xff", BAD),

@@ -10,11 +10,13 @@ import subprocess
 import sys
 import time
 import zipfile
+from types import SimpleNamespace
 
 import pytest
 from conftest import ROOT, SHORT, run_program
 
 import main
+from utils.parallel import Team
 from utils.settings import InputError
 
 WINDOWS = os.name == "nt"
@@ -206,6 +208,12 @@ def test_memory_that_runs_out_names_the_setting_to_lower(whole):
     printed += process.stdout.readlines()
     assert process.wait() == 1 and "error: out of memory; lower --batch_size" in printed[-1], "".join(printed)
     assert "Traceback" not in "".join(printed)
+
+
+def test_some_folds_are_shared_out_as_evenly_as_all():
+    team = Team()
+    team.size, team.folds = 2, [0, 2, 4]
+    assert [team.owner(SimpleNamespace(index=k)) for k in team.folds] == [0, 1, 0]
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="limits the memory as Linux does")

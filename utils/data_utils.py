@@ -29,7 +29,7 @@ from utils.settings import InputError
 from utils.transforms import square_side, to_square
 
 EXTENSIONS = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".jp2", ".avif",
-              ".ppm", ".pgm")
+              ".ppm", ".pgm", ".heic", ".heif")
 SYSTEM_NAMES = ("thumbs.db", "desktop.ini", "icon\r", "__macosx", "@eadir", "$recycle.bin")
 NO_COPIES = "where pictures are taken for copies that are none, --copies exact"
 CACHE_VERSION = 3  # raise it when a stored square is made differently
@@ -109,8 +109,6 @@ def walk(folder, recursive=True):
                     folders.append(path + "/")
                 else:
                     left_out.append((path, "a folder"))
-            elif entry.name.lower().endswith((".heic", ".heif")):
-                left_out.append((path, "HEIC, which is not read here: save it as JPEG"))
             elif os.path.splitext(entry.name)[1].lower() not in EXTENSIONS:
                 left_out.append((path, "not a picture file (by its extension)"))
             else:

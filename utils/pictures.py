@@ -21,6 +21,7 @@ FLOATS = (b"II", b"MM", b"Pf", b"PF")  # TIFF and PFM may hold other numbers tha
 NETPBM = re.compile(rb"P[2356]" + rb"(?:\s|#[^\n]*\n)+(\d{1,9})" * 3)  # width, height, greatest value
 ORIENTATION = re.compile(rb"\x12\x01\x03\0\x01\0\0\0[\x02-\x08]|\x01\x12\0\x03\0\0\0\x01\0[\x02-\x08]")  # of EXIF, not 1
 TOO_LARGE = f"more than {MAX_PIXELS / 1e6:.0f} million pixels"
+HEIC = re.compile(rb"....ftyp(hei[cxms]|hev[cxms]|mif1|msf1)", re.DOTALL)
 UNKNOWN = f"truncated, damaged or not a picture (to OpenCV {cv2.__version__})"
 
 
@@ -94,7 +95,8 @@ def _decode(data):
     # imread cannot open non-ASCII paths on Windows and returns half of a truncated JPEG; imdecode can, and refuses
     picture = cv2.imdecode(file, cv2.IMREAD_COLOR)
     if picture is None:
-        raise UnreadablePicture(UNKNOWN)
+        heic = HEIC.match(data) and b"avif" not in data[:64]
+        raise UnreadablePicture("HEIC, which OpenCV does not read: save it as JPEG" if heic else UNKNOWN)
     # OpenCV turns WebP from 4.13 on, and AVIF in no version so far
     if turned and np.array_equal(picture, cv2.imdecode(file, cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)):
         raise UnreadablePicture(f"stored turned or mirrored, which OpenCV {cv2.__version__} does not undo")

@@ -110,8 +110,9 @@ class Settings:
             raise InputError(f"--num_epochs {self.num_epochs}: must be more than --warmup_epochs "
                              f"{self.warmup_epochs}, or the learning rate never reaches --base_lr")
         for name in () if self.categories else ("log_dir", "save_dir", "cache_dir"):  # categories of the next run?
-            if os.path.realpath(getattr(self, name)).startswith(os.path.join(os.path.realpath(self.data_dir), "")):
-                raise InputError(f"--{name} {getattr(self, name)}: lies in --data_dir {self.data_dir}, where every "
+            place, data = (os.path.join(os.path.realpath(p), "") for p in (getattr(self, name), self.data_dir))
+            if place.startswith(data) and not place.removeprefix(data).startswith("."):
+                raise InputError(f"--{name} {getattr(self, name)}: is or lies in --data_dir {self.data_dir}, where every "
                                  "sub-folder is a category; choose another place, or name the categories with --categories")
         if self.control and not self.listens:
             raise InputError("--control: with --alpha 1 and --feature_weight 0 the student has no teacher either, and its "
