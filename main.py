@@ -188,7 +188,8 @@ def main(argv=None):
 
 def build_students(heads, pictures, parts, weights, settings):
     """One student per head, and if asked for its twin without a teacher."""
-    team.folds = list(heads)
+    team.folds = list(heads)  # which the processes share out
+
     def build(settings, name):
         return [build_fold(k, pictures.labels, parts, heads[k], settings, weights, name) for k in heads]
     return build(settings, "fold"), build(control_settings(settings), "control") if settings.control else []

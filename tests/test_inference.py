@@ -161,6 +161,13 @@ def test_a_category_called_unsure(sample, tmp_path):
     assert done.returncode == 1 and "is itself called 'unsure'" in done.stderr and "Traceback" not in done.stderr
 
 
+def test_categories_are_the_same_however_an_accent_is_stored():
+    about = {"categories": ["Mu\u0308ll", "b"]}
+    inference.check_categories(about, ["M\u00fcll", "b"])
+    with pytest.raises(InputError, match="in this order"):
+        inference.check_categories(about, ["b", "M\u00fcll"])
+
+
 @pytest.mark.skipif(os.name == "nt", reason="signals of Unix")
 @pytest.mark.parametrize("number, status", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_inference_that_is_stopped_saves_what_it_has_and_says_so(number, status, sample, tmp_path):

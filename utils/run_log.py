@@ -174,9 +174,9 @@ def print_pictures(pictures):
     for name, n in [*zip(pictures.categories, counts), ("together", len(pictures))]:
         print(f"  {padded(name, columns)} {n:8}")
     inside = {}  # a sub-folder's name -> the categories that have one
-    for category, *folders, _ in (path.split("/") for path in pictures.paths):
-        inside.setdefault(folders[0] if folders else "", set()).add(category)
-    shared = sorted(name for name, own in inside.items() if name and len(own) > 1)
+    for category, name, *_ in (path.split("/") for path in pictures.paths if path.count("/") > 1):
+        inside.setdefault(name, set()).add(category)
+    shared = sorted(name for name, own in inside.items() if len(own) > 1)
     if shared:
         print(f"note: several categories have a sub-folder {printable(shared[0])}; if that is a category, --data_dir is one "
               "level too high")
