@@ -5,7 +5,8 @@
 
 A line on standard input is one batch of 16 of one fold; the answer is a line of JSON, seconds by part. PyTorch has its own
 best settings (channels last, frozen parts traced and their BatchNorm folded, fused Adam; step.py lets it keep its memory
-too), and no views to draw; for Paddle they are drawn by paddle.vision.transforms.
+too; torch-half: the teacher in bfloat16, as here where the processor is made for that), and no views to draw; for Paddle
+they are drawn by paddle.vision.transforms.
 """
 import argparse
 import json
@@ -15,7 +16,7 @@ import time
 BATCH, FROZEN, CLASSES = 16, 14, 6
 
 
-def torch_step(size):
+def torch_step(size, half=False):
     import torch
     from torch import nn
     from torch.nn import functional as F
@@ -51,9 +52,11 @@ def torch_step(size):
     last = torch.channels_last
     x = torch.randn(BATCH, 3, size, size).to(memory_format=last)
     y = torch.arange(BATCH) % CLASSES
+    half = torch.bfloat16 if half else torch.float32  # of the teacher
     with torch.no_grad():
-        teacher, prefix = (torch.jit.optimize_for_inference(torch.jit.trace(m.eval().to(memory_format=last), x)) for m in (
-            nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten()), nn.Sequential(*blocks[:FROZEN])))
+        teacher, prefix = (torch.jit.optimize_for_inference(torch.jit.trace(m.eval().to(kind, memory_format=last), x.to(kind)))
+                           for m, kind in ((nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten()), half),
+                                           (nn.Sequential(*blocks[:FROZEN]), torch.float32)))
     tail = nn.Sequential(*blocks[FROZEN:], nn.AdaptiveAvgPool2d(1), nn.Flatten()).train().to(memory_format=last)
     head = nn.Sequential(nn.Linear(1280, 1024), nn.BatchNorm1d(1024), nn.ReLU(), nn.Dropout(0.5), nn.Linear(1024, CLASSES))
     regressor = nn.Linear(1280, 2048)
@@ -63,7 +66,7 @@ def torch_step(size):
     def step():
         times = [time.perf_counter()]
         with torch.no_grad():
-            features = teacher(x)
+            features = teacher(x.to(half)).float()
             times.append(time.perf_counter())
             maps = prefix(x)
         times.append(time.perf_counter())
@@ -73,7 +76,7 @@ def torch_step(size):
         optimizer.zero_grad()
         times.append(time.perf_counter())
         return dict(zip(("teacher", "prefix", "tail"), (b - a for a, b in zip(times, times[1:]))))
-    return f"PyTorch {torch.__version__}, {torch.get_num_threads()} threads", step
+    return f"PyTorch {torch.__version__}, {torch.get_num_threads()} threads, teacher in {str(half)[len('torch.'):]}", step
 
 
 def paddle_step(size):
@@ -113,7 +116,7 @@ def paddle_step(size):
 
 
 if __name__ == "__main__":
-    ways = {"torch": torch_step, "paddle": paddle_step}
+    ways = {"torch": torch_step, "torch-half": lambda size: torch_step(size, half=True), "paddle": paddle_step}
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("framework", choices=ways, help="which this Python must have; the other is not needed")
     parser.add_argument("image_size", type=int, help="pixels, such as 224")

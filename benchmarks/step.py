@@ -147,7 +147,7 @@ def matmul_rate():
 
 
 def start_peer(python, which, size):
-    env = {k: v for k, v in os.environ.items() if k not in PLAIN} | (KEEP if which == "torch" else {})
+    env = {k: v for k, v in os.environ.items() if k not in PLAIN} | ({} if which == "paddle" else KEEP)
     process = subprocess.Popen([python, os.path.join(ROOT, "benchmarks", "peers.py"), which, str(size)], env=env, text=True,
                                stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     return json.loads(process.stdout.readline()), process
@@ -173,7 +173,7 @@ def main():
     runtime.choose_device("cpu")
     here = Here(args.image_size)
     peers = dict(start_peer(python, which, args.image_size)
-                 for which, python in (("torch", args.torch), ("paddle", sys.executable)) if python)
+                 for which, python in (("torch", args.torch), ("torch-half", args.torch), ("paddle", sys.executable)) if python)
     here.block()  # the first one warms up
     tail_parts(here)
     blocks, tails, pairs, rates, others = [], [], [], [], {name: [] for name in peers}
@@ -199,7 +199,7 @@ def main():
         print(f"| {name}, fold after fold: 4 x ({parts}) | {four:.0f}, {four / whole:.1f} times |")
     _, multiply_adds = count(Trunk(), [3, args.image_size, args.image_size])
     rate, teacher = statistics.median(rates), 2 * multiply_adds / median(blocks, "teacher") / 1e6
-    print(f"\nteacher: {teacher:.0f} gigaflops, {100 * teacher / rate:.0f} % of those of a product of matrices "
+    print(f"\nteacher: {teacher:.0f} gigaflops, {100 * teacher / rate:.0f} % of those of a product of float32 matrices "
           f"({rate:.0f})\n"
           f"one student on one core, ms per picture: " + ", ".join(f"{part} {median(tails, part):.1f}" for part in tails[0])
           + f"; one on each of {runtime.CORES} cores: {statistics.median(pairs):.0f} pictures/s")

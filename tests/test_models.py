@@ -85,6 +85,19 @@ def test_frozen_network_equals_the_dynamic_graph_at_any_batch_size():
         np.testing.assert_allclose(run(x).numpy(), expected, atol=1e-4 * np.abs(expected).max())
 
 
+def test_half_precision_says_nearly_the_same_and_the_same_in_any_batch():
+    paddle.seed(2)
+    net = paddle.vision.models.resnet18(num_classes=7)
+    whole, half = (runtime.compiled(net, [3, 64, 64], threads=2, half=half) for half in (False, True))
+    x = np.random.default_rng(0).normal(size=(6, 3, 64, 64)).astype("float32")
+    expected, got = whole(x).numpy(), half(x).numpy()
+    np.testing.assert_allclose(got, expected, atol=0.02 * np.abs(expected).max())
+    for rows in (slice(0, 1), slice(1, 4), slice(2, 6)):
+        np.testing.assert_array_equal(half(x[rows]).numpy(), got[rows])
+    if paddle.__version__ >= "3" and paddle.base.core.supports_bfloat16_fast_performance():
+        assert (got != expected).any()
+
+
 def test_frozen_blocks_stay_in_eval_mode():
     student = Student(3, 14, scale=0.25)
     student.train()
