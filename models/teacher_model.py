@@ -49,13 +49,15 @@ class Trunk(nn.Layer):
 def load_trunk(source, arrays, settings, threads):
     """A compiled trunk with weights from checkpoint.imagenet_weights, or from the seed if it has none.
 
-    In half precision: what it says need not be exact, but be the same in fitting the heads and in teaching.
+    In half precision, if all processes of the team can: what it says need not be exact, but be the same in fitting the heads
+    and in teaching.
     """
     paddle.seed(settings.seed)
     trunk = Trunk()
     if arrays:
         load_into(trunk.resnet, arrays, source)
-    return runtime.compiled(trunk, [3, settings.image_size, settings.image_size], threads, half=True)
+    return runtime.compiled(trunk, [3, settings.image_size, settings.image_size], threads,
+                            half=not team.any(not runtime.BFLOAT16))
 
 
 def extract_features(trunk, pictures, settings, threads):

@@ -18,6 +18,8 @@ from utils import CORES, processor  # noqa: F401
 from utils.settings import InputError
 
 M_TRIM_THRESHOLD, M_MMAP_MAX, M_ARENA_MAX = -1, -4, -8  # of malloc.h
+# AVX512-BF16 or AMX: other processors would imitate it, slowly. Paddle 2 could use it too, but prints a dozen lines then
+BFLOAT16 = paddle.__version__ >= "3" and paddle.base.core.supports_bfloat16_fast_performance()
 cv2.setNumThreads(1)  # pictures are spread over threads, one picture per thread
 
 
@@ -108,8 +110,7 @@ def predictor(prefix, threads, half=False):
     config = inference.Config(program(prefix), prefix + ".pdiparams")
     config.disable_gpu()
     config.enable_mkldnn()
-    # AVX512-BF16 or AMX; a processor without them would imitate it slowly. Paddle 2 can do it too, but prints 12 lines each time
-    if half and paddle.__version__ >= "3" and paddle.base.core.supports_bfloat16_fast_performance():
+    if half and BFLOAT16:
         config.enable_mkldnn_bfloat16()
     config.set_cpu_math_library_num_threads(threads)
     config.disable_glog_info()

@@ -175,9 +175,9 @@ def read_start(folder, pictures, sums, parts, teacher_weights, threads):
     """(heads, teacher's probabilities) of a run. Raises InputError if pictures, parts or weights are not as they were."""
     about, arrays = _read(os.path.join(folder, "start.npz"))
     for key, value in _machine(threads).items():
-        if value != about["machine"][key]:
-            print(f"note: this run began with {key} {about['machine'][key]}, now it is {value}: the last bits of the "
-                  "result may differ")
+        if value != about["machine"].get(key, value):
+            print(f"note: this run began with {key} {about['machine'][key]}, now it is {value}: the result may differ a "
+                  "little")
     before = dict(zip(about["paths"], zip(arrays["labels"].tolist(), arrays["checksums"].tolist())))
     now = dict(zip(pictures.paths, zip(pictures.labels.tolist(), sums.tolist())))
     for what, names in (("gone", before.keys() - now), ("new", now.keys() - before),
@@ -195,7 +195,8 @@ def read_start(folder, pictures, sums, parts, teacher_weights, threads):
 
 
 def _machine(threads):
-    return {**runtime.versions(), "processor": runtime.processor(), "device": paddle.get_device(), "threads": threads}
+    return {**runtime.versions(), "processor": runtime.processor(), "bfloat16": runtime.BFLOAT16,
+            "device": paddle.get_device(), "threads": threads}
 
 
 def checksums(pictures, threads, rows=None):
