@@ -99,6 +99,18 @@ def test_same_seed_same_weights_whatever_the_threads(settings, monkeypatch):
     assert (weights_of(first[0])["hidden.weight"] != weights_of(other[0])["hidden.weight"]).any()
 
 
+def test_a_teacher_to_whom_nobody_listens_is_not_asked(settings):
+    asked = []
+
+    def watch(trunk, _):
+        return lambda x: asked.append(len(x)) or trunk(x)
+    run(settings, [0, 1], watch=watch)
+    assert asked
+    asked.clear()
+    run(control_settings(settings), [0, 1], watch=watch)
+    assert not asked
+
+
 def test_frozen_parameters_and_statistics_do_not_move(settings):
     pictures = load_pictures(settings.data_dir, 32, cache_dir=settings.cache_dir)
     parts = stratified_parts(pictures.labels, 3, settings.seed)

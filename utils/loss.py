@@ -9,8 +9,8 @@ from paddle.nn import functional as F
 def distillation_loss(logits, teacher_logits, labels_a, labels_b, lam, class_weights, temperature, alpha):
     """alpha * [lam * CE_w(z, a) + (1 - lam) * CE_w(z, b)] + (1 - alpha) * T^2 * KL(softmax(t/T) || softmax(z/T))
 
-    logits z, teacher_logits t: float32 [B, C]; labels: int64 [B]; class_weights w: float32 [C]. The picture is
-    lam * a + (1 - lam) * b, and both networks must have seen the same one. CE_w is the mean weighted by
+    logits z, teacher_logits t: float32 [B, C], t may be None with alpha 1; labels: int64 [B]; class_weights w: float32 [C].
+    The picture is lam * a + (1 - lam) * b, and both networks must have seen the same one. CE_w is the mean weighted by
     the class weights of the labels, KL the mean over the batch; T^2 keeps its gradients comparable at any temperature.
     Returns a 0-d Tensor.
     """

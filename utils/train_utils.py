@@ -164,6 +164,11 @@ def evaluate(folds, prefix, pictures, settings, threads, on_batch=None):
     return [np.concatenate(o) for o in outputs]
 
 
+def silent(x):
+    """A teacher to whom nobody listens need not look at the pictures."""
+    return paddle.zeros([len(x), 1])
+
+
 def learn(fold, maps, features, labels_a, labels_b, lam, mask, rate, step):
     """One step of one student on pictures that are lam * a + (1 - lam) * b, and its running sums.
 
@@ -173,8 +178,8 @@ def learn(fold, maps, features, labels_a, labels_b, lam, mask, rate, step):
     s = fold.settings
     pooled = fold.student.pool(maps)
     logits = fold.student.head(pooled, mask)
-    loss = distillation_loss(logits, features @ fold.head.weight + fold.head.bias, labels_a, labels_b, lam,
-                             fold.class_weights, s.temperature, s.alpha)
+    teacher_logits = features @ fold.head.weight + fold.head.bias if s.alpha < 1 else None
+    loss = distillation_loss(logits, teacher_logits, labels_a, labels_b, lam, fold.class_weights, s.temperature, s.alpha)
     if fold.regressor:
         loss = loss + s.feature_weight * feature_loss(fold.regressor(pooled), features, fold.head.mean, fold.head.std)
     loss.backward()
@@ -203,6 +208,8 @@ def train(folds, pictures, parts, trunk, settings, threads, on_epoch=None, on_st
     steps = -(-int(np.bincount(parts).max()) // per_part)
     prefix = (runtime.compiled(folds[0].student.features[:s.freeze_depth], [3, s.image_size, s.image_size], threads)
               if s.freeze_depth else paddle.to_tensor)
+    if not any(f.settings.listens for f in folds):
+        trunk = silent
     pool = fold_pool(threads)
 
     def rate_at(f, epoch, step):
