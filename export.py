@@ -11,7 +11,6 @@ pictures before it gets its name; int8, which is never quite the same, is judged
 saw. Needs requirements-export.txt for ONNX; runs on any laptop.
 """
 import argparse
-import json
 import logging
 import os
 import tempfile
@@ -23,7 +22,7 @@ from scipy.special import softmax
 
 from inference import expand, find_pictures, load_export, load_students, predict, read_views
 from models.student_model import Ensemble
-from utils.checkpoint import EXPORTS
+from utils.checkpoint import EXPORTS, write_json
 from utils.cost import milliseconds
 from utils.process import quoted, writable
 from utils.settings import InputError
@@ -88,8 +87,7 @@ def main(argv=None):
         os.mkdir(unfinished)
         x, other_x = (np.stack(v) if args.pixels else normalise(v) for v in (views, others))
         write(Ensemble(students, temperatures, args.pixels), size, args, unfinished, other_x)
-        with open(os.path.join(unfinished, "about.json"), "w", encoding="utf-8", errors="backslashreplace") as f:
-            json.dump(about, f, indent=2, ensure_ascii=False)
+        write_json(os.path.join(unfinished, "about.json"), about)
         print(f"{len(students)} students, compared with themselves on {len(views)} pictures; {runtime.processor()}, "
               f"{runtime.CORES} cores\n{'':12}{'MB':>8}{'ms, one alone':>16}{'ms, of 16':>12}{'largest difference':>22}")
         for name in args.format:
@@ -98,7 +96,7 @@ def main(argv=None):
             judge(os.path.join(unfinished, FORMATS["int8"]), students[0], about, *own_part)
         # formats that others were made of, and nobody asked for
         if "paddle" not in args.format:
-            os.remove(runtime.program(os.path.join(unfinished, "model")))
+            os.remove(runtime.network_file(os.path.join(unfinished, "model")))
             os.remove(os.path.join(unfinished, FORMATS["paddle"]))
         if "int8" in args.format and "onnx" not in args.format:
             os.remove(os.path.join(unfinished, FORMATS["onnx"]))
@@ -134,7 +132,7 @@ def write(network, size, args, folder, x):
     except (ImportError, ValueError) as e:  # ValueError: with Paddle 2
         raise InputError(f"{e}: ONNX needs Paddle 3, Python 3.12 or older (of paddle2onnx there is no newer build), and pip "
                          "install -r requirements-export.txt; or use --format paddle") from e
-    paddle2onnx.export(runtime.program(prefix), prefix + ".pdiparams", prefix + ".onnx", opset_version=17,
+    paddle2onnx.export(runtime.network_file(prefix), prefix + ".pdiparams", prefix + ".onnx", opset_version=17,
                        optimize_tool="None", verbose=False)
     if "int8" in args.format:
         logging.disable(logging.WARNING)  # a line for every channel

@@ -17,7 +17,7 @@ import re
 import signal
 import sys
 import time
-from unicodedata import normalize
+import unicodedata
 
 from utils import runtime  # first: it sets what numpy, paddle and cv2 read when they load
 import numpy as np
@@ -31,7 +31,7 @@ from utils.plots import contact_sheet
 from utils.process import writable
 from utils.settings import InputError
 from utils.tables import printable, write_csv
-from utils.transforms import eval_view, normalise, square_side, to_square
+from utils.transforms import normalise, whole_view
 
 SHEET = 25  # pictures on the contact sheet of --show
 UNSURE = "unsure"
@@ -110,7 +110,7 @@ def load_students(paths, categories=None):
 
 
 def check_categories(about, wanted):
-    if wanted and [normalize("NFC", c) for c in wanted] != [normalize("NFC", c) for c in about["categories"]]:
+    if wanted and [unicodedata.normalize("NFC", c) for c in wanted] != [unicodedata.normalize("NFC", c) for c in about["categories"]]:
         raise InputError(f"--categories {' '.join(wanted)} differs from the weights file, whose categories are "
                          f"{' '.join(about['categories'])}, in this order; leave the option out")
 
@@ -126,13 +126,13 @@ def load_export(path, threads=runtime.CORES):
     """run(x) of a file of export.py: array in, probabilities out, array [B, C]. Raises InputError if it is damaged."""
     if path.endswith(".pdiparams"):
         prefix = os.path.splitext(path)[0]
-        if runtime.program(prefix).endswith(".json") and runtime.versions()["paddle"].startswith("2."):
+        if runtime.network_file(prefix).endswith(".json") and runtime.versions()["paddle"].startswith("2."):
             # reading it would kill the process
             raise InputError(f"{path} was exported with Paddle 3, and this is Paddle 2: export it again with this version")
         try:
             run = runtime.predictor(prefix, threads)
         except (RuntimeError, ValueError) as e:  # a page of Paddle's C++
-            raise InputError(f"{path} and {runtime.program(prefix)} are not a usable Paddle model") from e
+            raise InputError(f"{path} and {runtime.network_file(prefix)} are not a usable Paddle model") from e
         return lambda x: run(x).numpy()
     try:
         import onnxruntime  # here: nothing else needs it
@@ -173,7 +173,7 @@ def read_views(paths, image_size):
     views = []
     for path in paths:
         try:
-            views.append((eval_view(to_square(read_picture(path), square_side(image_size)), image_size), None))
+            views.append((whole_view(read_picture(path), image_size), None))
         except UnreadablePicture as e:
             views.append((None, str(e)))
     return views

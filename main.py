@@ -176,7 +176,7 @@ def main(argv=None):
     for f, figures in zip(folds, report["folds"]):
         update_about(weights_path(settings, f), temperature=figures["temperature"])
     print("\n" + text)
-    log.results(report, settings.to_json(), answers, pictures.labels[np.concatenate([f.pictures for f in folds])])
+    log.results(report, vars(settings), answers, pictures.labels[np.concatenate([f.pictures for f in folds])])
     log.close()
     end(folder)
     stops.advice = ""
@@ -268,7 +268,7 @@ def describe(fold, run, settings, pictures):
                                    "centre of `centre_crop` pixels; (value / 255 - mean) / std"},
         "architecture": "MobileNetV2", "freeze_depth": settings.freeze_depth, "fold": fold.index,
         "num_folds": settings.num_folds, "epoch": fold.best_epoch, "scores": fold.history[fold.best_epoch - 1], "run": run,
-        "settings": settings.to_json(), "versions": runtime.versions()}
+        "settings": vars(settings), "versions": runtime.versions()}
 
 
 if __name__ == "__main__":

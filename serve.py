@@ -34,7 +34,7 @@ from inference import UNSURE, check_threshold, expand, load_model
 from utils import runtime
 from utils.pictures import UnreadablePicture, decode
 from utils.settings import InputError
-from utils.transforms import eval_view, square_side, to_square
+from utils.transforms import whole_view
 
 PAGE = os.path.join(os.path.dirname(os.path.abspath(__file__)), "serve.html")
 MOST_BYTES, MOST_PICTURES, MOST_SECONDS = 32 * 2**20, 16, 30  # of one request
@@ -138,7 +138,7 @@ def build_app(model_path, min_confidence=0.0):
     reading, drawing = ThreadPoolExecutor(min(2, runtime.CORES)), ThreadPoolExecutor(1)
 
     def view_of(upload):  # reads the file too: until then it waits on the disk
-        return eval_view(to_square(decode(upload.file.read()), square_side(size)), size)
+        return whole_view(decode(upload.file.read()), size)
 
     def heat_of(view, probabilities):
         return "data:image/jpeg;base64," + base64.b64encode(explain(view, probabilities.argmax())).decode()
@@ -219,7 +219,7 @@ def main(argv=None):
         listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         reach = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(args.host, f"[{args.host}]" if ":" in args.host else args.host)
         print(f"{len(paths)} file{'s' * (len(paths) > 1)}; open http://{reach}:{listening.getsockname()[1]} (Ctrl-C ends "
-              "it)", flush=True)
+              "it)")
         with contextlib.suppress(KeyboardInterrupt):  # which it raises again when all is answered
             Server(config).run([listening])
 

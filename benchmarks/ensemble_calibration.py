@@ -36,7 +36,7 @@ import main as program  # noqa: E402
 from data.make_sample import CATEGORIES, draw  # noqa: E402
 from inference import load_students  # noqa: E402
 from utils.statistics import calibration_error, fit_temperature  # noqa: E402
-from utils.transforms import eval_view, normalise, square_side, to_square  # noqa: E402
+from utils.transforms import normalise, whole_view  # noqa: E402
 
 PICTURES, SEED = 4000, 12345  # the sample set's own seed is 7
 
@@ -64,7 +64,7 @@ def main():
     labels = np.arange(PICTURES) % len(CATEGORIES)
     pictures = (cv2.cvtColor(draw(CATEGORIES[c], np.random.default_rng([SEED, c, i])), cv2.COLOR_BGR2RGB)
                 for i, c in enumerate(labels))
-    x = normalise([eval_view(to_square(p, square_side(size)), size) for p in pictures])
+    x = normalise([whole_view(p, size) for p in pictures])
     networks = [runtime.compiled(s, [3, size, size], runtime.CORES) for s in students]
     logits = np.stack([np.concatenate([run(x[i:i + 50]).numpy() for i in range(0, PICTURES, 50)]) / t
                        for run, t in zip(networks, temperatures)])

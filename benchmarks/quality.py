@@ -145,7 +145,7 @@ def main():
 def decisive(settings):
     """The settings on which the answers depend; what the files of the others hold is known beside them."""
     free = {f.name for f in dataclasses.fields(settings) if f.metadata["free"]}
-    return {name: value for name, value in settings.to_json().items() if name not in {"log_dir", *free}}
+    return {name: value for name, value in vars(settings).items() if name not in {"log_dir", *free}}
 
 
 def cross_fitted_answers(folds, n):
@@ -179,9 +179,4 @@ def print_table(results, teacher, pictures, groups, rows, settings):
 
 
 if __name__ == "__main__":
-    for stream in (sys.stdout, sys.stderr):
-        stream.reconfigure(errors="backslashreplace", line_buffering=True)
-    try:
-        main()
-    except (InputError, OSError) as error:
-        sys.exit(f"error: {error}")
+    runtime.command(main)

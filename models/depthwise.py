@@ -3,9 +3,9 @@
     layer.pictures = 16
     y = unstack(layer(stack(x)), 16)       # equal to layer(x) within rounding: tests/test_models.py
 """
-import numpy as np
 import paddle
 from paddle import nn
+from paddle.nn import functional as F
 
 LARGEST = 10_000  # numbers in a matrix that pays
 
@@ -38,12 +38,9 @@ class Depthwise(nn.Conv2D):
             return stack(super().forward(unstack(x, self.pictures)))
         key = side, kernel, stride, padding
         if key not in self.places:
-            places = np.zeros((kernel, kernel, side, side, out, out), np.float32)
-            for i, j, a, b in np.ndindex(kernel, kernel, out, out):
-                y, z = a * stride + i - padding, b * stride + j - padding
-                if 0 <= y < side and 0 <= z < side:
-                    places[i, j, y, z, a, b] = 1
-            self.places[key] = paddle.to_tensor(places.reshape(kernel * kernel, -1))
+            places = F.conv2d(paddle.eye(side**2).reshape([-1, 1, side, side]),
+                              paddle.eye(kernel**2).reshape([-1, 1, kernel, kernel]), stride=stride, padding=padding)
+            self.places[key] = places.transpose([1, 0, 2, 3]).reshape([kernel**2, -1])
         channels = x.shape[1]
         matrices = paddle.matmul(self.weight.reshape([channels, -1]), self.places[key])
         x = paddle.matmul(x.reshape([channels, -1, side * side]), matrices.reshape([channels, side * side, out * out]))

@@ -3,9 +3,6 @@
 The trunk is the same function in every fold, so it runs once per picture; head k is fitted on the pictures that
 student k trains on, never on part k. Fitting is multinomial logistic regression on the pooled features: a 1000-class
 head says nothing of the user's categories, and a random one nothing at all.
-
-Figures: TrashNet, 224 pixels, features of an ImageNet ResNet50 up to stage 3: 0.889 fitted on plain views,
-0.898 with augmented ones (out of fold, C=0.01).
 """
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
@@ -49,8 +46,7 @@ class Trunk(nn.Layer):
 def load_trunk(source, arrays, settings, threads):
     """A compiled trunk with weights from checkpoint.imagenet_weights, or from the seed if it has none.
 
-    In half precision, if all processes of the team can: what it says need not be exact, but be the same in fitting the heads
-    and in teaching.
+    In bfloat16 if every process can: features need not be exact, only alike in fitting the heads and in teaching.
     """
     paddle.seed(settings.seed)
     trunk = Trunk()

@@ -17,7 +17,7 @@ def processor():
 
 
 # One thread per operator: the folds train in one Python thread each, which keeps every core busier
-# than operators that split up (2 cores, 4 students: 103 against 53 pictures/s). It also makes a
+# than operators that split up. It also makes a
 # student's weights independent of how many folds run beside it. The predictor has threads of its own.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 # After each layer the predictor's threads spin for 200 ms, in case another one follows, and take a core from the folds, which

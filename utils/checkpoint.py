@@ -123,17 +123,18 @@ def arrays_of(layer):
 def save_weights(path, arrays, about):
     """Write {name: array} to `path` and the dict `about` as JSON beside it."""
     write_whole(path, lambda f: pickle.dump(arrays, f, protocol=4))
-    _write_about(path, about)
+    write_json(about_path(path), about)
 
 
-def _write_about(path, about):
-    text = json.dumps(about, indent=2, ensure_ascii=False)
-    write_whole(about_path(path), lambda f: f.write(text.encode("utf-8", "backslashreplace")))
+def write_json(path, content):
+    """Readable JSON, whole or not at all; what UTF-8 cannot hold of a file's name is escaped."""
+    text = json.dumps(content, indent=2, ensure_ascii=False)
+    write_whole(path, lambda f: f.write(text.encode(errors="backslashreplace")))
 
 
 def update_about(path, **changes):
     """Add to the JSON beside a weights file, or change it; raises InputError like read_about."""
-    _write_about(path, {**read_about(path), **changes})
+    write_json(about_path(path), {**read_about(path), **changes})
 
 
 def about_path(path):

@@ -6,7 +6,8 @@
 Each process draws its share of the views and takes them through teacher and prefix; then all have the features and maps
 of all, and each trains the tails of its own folds, on whole batches. So no gradient travels, and a tail, its BatchNorm and
 its optimizer do not know how many processes there are. At 224 pixels 83 kB are sent per picture and process, where
-averaging gradients would send 22 MB per student and step. At most as many processes as folds have tails to train.
+averaging gradients would send 22 MB per student and step. Processes beyond the number of folds have no tail to train; they
+only share the frozen networks.
 
 The first process runs main.py and alone prints and writes; the others run follow() and take part where work is shared.
 """

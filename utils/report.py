@@ -6,13 +6,13 @@ Of every student there are two sets of answers. "Best epoch" is what its weights
 the fold's own part, which flatters the score. "Cross-fitted" is the same student at the epoch that the other folds
 chose: the honest score, and the headline.
 """
-import json
 import os
 from dataclasses import dataclass
 
 import numpy as np
 from sklearn.metrics import average_precision_score, classification_report, confusion_matrix, roc_auc_score
 
+from utils.checkpoint import write_json
 from utils.plots import contact_sheet, plot_confidence, plot_confusion, plot_curves, plot_text
 from utils.statistics import (calibrate, compare, coverage, cross_fitted_epochs, needed_confidence, reliability, score,
                               wilson)
@@ -83,7 +83,7 @@ def build_report(folds, answers, pictures, parts, groups, networks=None):
         "categories": categories, "averages": averages,
         "confusion_matrix": confusion_matrix(labels, guess[f"student{suffix}"], labels=np.arange(len(names))).tolist(),
         "category_names": names,
-        "settings": folds[0].settings.to_json(),
+        "settings": vars(folds[0].settings),
         "reliability": {when: dict(zip(("pictures", "right", "sum_of_confidence"),
                                        (v.tolist() for v in reliability(p, labels))))
                         for when, p in (("raw", headline.raw), ("calibrated", headline.probabilities))},
@@ -249,8 +249,7 @@ def write_report(folder, report, folds, answers, pictures, groups):
     text = report_text(report)
     with open(os.path.join(folder, "report.txt"), "w", encoding="utf-8", errors="backslashreplace") as f:
         f.write(text)
-    with open(os.path.join(folder, "report.json"), "w", encoding="utf-8", errors="backslashreplace") as f:
-        json.dump(report, f, indent=2, ensure_ascii=False)
+    write_json(os.path.join(folder, "report.json"), report)
     rows, names = np.concatenate([f.pictures for f in folds]), pictures.categories
     labels = pictures.labels[rows]
     of_fold = np.repeat(np.arange(len(folds)), [len(f.pictures) for f in folds])

@@ -4,6 +4,7 @@
 """
 import contextlib
 import csv
+import dataclasses
 import glob
 import json
 import os
@@ -15,7 +16,7 @@ import paddle
 
 from models.student_model import Student
 from utils import runtime
-from utils.checkpoint import write_whole
+from utils.checkpoint import write_json
 from utils.data_utils import NO_COPIES, VIEW, epoch_order
 from utils.pictures import read_picture
 from utils.plots import contact_sheet, unreadable
@@ -23,7 +24,6 @@ from utils.statistics import at_least
 from utils.tables import padded, printable, width, write_csv
 from utils.transforms import eval_view, train_view
 
-PLACES = ("data_dir", "cache_dir", "groups", "teacher_weights", "student_weights", "save_dir")
 COLUMNS = ("fold", "epoch", "learning_rate", "train_loss", "train_accuracy", "val_loss", "val_accuracy")
 
 
@@ -214,22 +214,18 @@ def print_copies(copies, given, large, settings, most=20):
             print(f"  and {len(conflicts) - most} more groups; copies.csv in the folder of this run has them all")
 
 
-def record_settings(folder, settings):
-    """settings.json, from which a run is resumed."""
-    text = json.dumps(settings, indent=2, ensure_ascii=False)
-    write_whole(os.path.join(folder, "settings.json"), lambda f: f.write(text.encode(errors="backslashreplace")))
-
-
 def record_places(folder, settings):
     """Where a resumed run found what it needs: the next one looks there too."""
-    with open(os.path.join(folder, "settings.json"), encoding="utf-8") as f:
+    path = os.path.join(folder, "settings.json")
+    with open(path, encoding="utf-8") as f:
         known = json.load(f)
-    record_settings(folder, {**known, **{name: getattr(settings, name) for name in PLACES}})
+    places = [f.name for f in dataclasses.fields(settings) if f.metadata["free"] and f.type is str]
+    write_json(path, {**known, **{name: getattr(settings, name) for name in places}})
 
 
 def record_run(folder, settings, pictures, parts, groups, copies):
     """settings.json, left_out.csv, folds.csv and copies.csv: what the run was made of."""
-    record_settings(folder, {**settings.to_json(), "versions": runtime.versions()})
+    write_json(os.path.join(folder, "settings.json"), {**vars(settings), "versions": runtime.versions()})
     labels = [pictures.categories[i] for i in pictures.labels]
     folds = zip(pictures.paths, labels, parts, groups)
     for name, header, rows in (("folds.csv", ("path", "label", "part", "group"), folds),

@@ -124,9 +124,6 @@ class Settings:
         """Whether the student hears the teacher at all."""
         return self.alpha < 1 or self.feature_weight > 0
 
-    def to_json(self):
-        return dataclasses.asdict(self)
-
 
 # What `--sample` changes: pictures drawn by data/make_sample.py, networks that need no download.
 SAMPLE = dict(data_dir="data/sample", image_size=48, teacher_weights=RANDOM, student_weights=RANDOM, freeze_depth=7,

@@ -1,7 +1,6 @@
 """Training K students side by side: mixup, learning rate, evaluation, early stopping, and the loop.
 
-The frozen networks see every picture once for all folds; each fold then takes a step of its own. Two cores, 224 pixels,
-5 folds: see the README for milliseconds per picture.
+The frozen networks see every picture once for all folds; each fold then takes a step of its own.
 """
 import dataclasses
 import functools

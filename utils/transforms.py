@@ -36,6 +36,11 @@ def eval_view(square, size):
     return square[start:start + size, start:start + size]
 
 
+def whole_view(picture, size):
+    """What `inference.py` sees of a picture of any size: uint8 RGB [H, W, 3] -> [size, size, 3]."""
+    return eval_view(to_square(picture, square_side(size)), size)
+
+
 def train_view(square, s, rng):
     """A random view, uint8 [s.image_size, s.image_size, 3], that depends on nothing but `rng`.
 
