@@ -17,7 +17,6 @@ import re
 import signal
 import sys
 import time
-import unicodedata
 
 from utils import runtime  # first: it sets what numpy, paddle and cv2 read when they load
 import numpy as np
@@ -29,7 +28,7 @@ from utils.explain import explain
 from utils.pictures import UnreadablePicture, read_picture
 from utils.plots import contact_sheet
 from utils.process import writable
-from utils.settings import InputError
+from utils.settings import InputError, composed
 from utils.tables import printable, write_csv
 from utils.transforms import normalise, whole_view
 
@@ -93,7 +92,10 @@ def expand(patterns):
 
 
 def load_students(paths, categories=None):
-    """Return (the JSON beside the first file, [Student], [temperature]). All files must agree with each other."""
+    """Return (the JSON beside the first file, [Student], [temperature]). All files must agree with each other.
+
+    Of several runs it names all, and the settings on which they agree.
+    """
     abouts = [read_about(p) for p in paths]
     about = abouts[0]
     for path, other in zip(paths, abouts):
@@ -101,6 +103,11 @@ def load_students(paths, categories=None):
             if other[key] != about[key]:
                 raise InputError(f"{paths[0]} and {path} do not belong together: {key} {about[key]} and {other[key]}")
     check_categories(about, categories)
+    runs = list(dict.fromkeys(own.get("run", "") for own in abouts))
+    if len(runs) > 1:
+        agreed = {k: v for k, v in about.get("settings", {}).items()
+                  if all(own.get("settings", {}).get(k) == v for own in abouts)}
+        about = {**about, "run": ", ".join(runs), "settings": agreed, "num_folds": agreed.get("num_folds")}
     students = []
     for path, own in zip(paths, abouts):
         students.append(Student(len(own["categories"]), own["freeze_depth"]))
@@ -110,7 +117,7 @@ def load_students(paths, categories=None):
 
 
 def check_categories(about, wanted):
-    if wanted and [unicodedata.normalize("NFC", c) for c in wanted] != [unicodedata.normalize("NFC", c) for c in about["categories"]]:
+    if wanted and composed(tuple(wanted)) != composed(tuple(about["categories"])):
         raise InputError(f"--categories {' '.join(wanted)} differs from the weights file, whose categories are "
                          f"{' '.join(about['categories'])}, in this order; leave the option out")
 

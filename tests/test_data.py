@@ -11,6 +11,7 @@ import pytest
 from conftest import ROOT, write_picture
 
 from utils import data_utils
+from utils.copies import read_groups
 from utils.data_utils import epoch_order, find_categories, load_pictures, prefetch, stratified_parts, walk
 from utils.pictures import UnreadablePicture, read_picture
 from utils.process import lock
@@ -182,9 +183,13 @@ def test_a_folder_too_high_is_noticed(folder, tmp_path, capsys):
 
 
 @pytest.mark.skipif(sys.platform == "darwin", reason="one name there")
-def test_accents_may_be_stored_as_letters(folder):
+def test_accents_may_be_stored_as_letters(folder, tmp_path):
     os.rename(os.path.join(folder, "cans"), os.path.join(folder, "Mu\u0308ll"))
     assert find_categories(folder, ("M\u00fcll", "纸")) == ["Mu\u0308ll", "纸"]
+    pictures = load_pictures(folder, 32, cache_dir=str(tmp_path / "cache"))
+    (tmp_path / "groups.csv").write_text("path,group\nM\u00fcll/1.png,a\nMu\u0308ll/2.png,a\n", "utf-8")
+    assert [pictures.paths[i] for i in read_groups(str(tmp_path / "groups.csv"), pictures)[0]] == [
+        "Mu\u0308ll/1.png", "Mu\u0308ll/2.png"]
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such file names")

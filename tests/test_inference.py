@@ -3,6 +3,7 @@ import csv
 import glob
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,7 +16,7 @@ from scipy.special import softmax
 
 import inference
 from models.student_model import Student
-from utils.checkpoint import arrays_of, save_weights
+from utils.checkpoint import arrays_of, save_weights, update_about
 from utils.pictures import read_picture
 from utils.settings import InputError
 from utils.tables import read_csv
@@ -72,6 +73,19 @@ def test_inference_with_several_files_averages_and_survives_bad_files(sample, tm
             each.append([v for k, v in json.load(f)["pictures"][0].items() if k.startswith("p_")])
     # The mean of logits is the geometric mean of probabilities
     np.testing.assert_allclose(softmax(np.log(each[:3]).mean(0)), each[3], atol=1e-4)
+
+
+def test_students_of_several_runs_name_all_of_them(sample, tmp_path):
+    where, _ = sample
+    for end in ("json", "pdparams"):
+        shutil.copy(where / "saved" / f"best_model_fold0.{end}", tmp_path / f"other.{end}")
+    mine = str(where / "saved" / "best_model_fold0.pdparams")
+    about = inference.load_students([mine, mine])[0]
+    assert about["settings"]["num_folds"] == about["num_folds"] == 3
+    update_about(str(tmp_path / "other.pdparams"), run="another", settings={**about["settings"], "seed": 5})
+    both = inference.load_students([mine, str(tmp_path / "other.pdparams")])[0]
+    assert both["run"] == f"{about['run']}, another" and both["num_folds"] == 3
+    assert both["settings"] == {k: v for k, v in about["settings"].items() if k != "seed"}
 
 
 @pytest.mark.parametrize("change, message", [

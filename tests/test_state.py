@@ -185,6 +185,11 @@ def test_settings_of_a_resumed_run(tmp_path, capsys):
     (where / "state-000001-000000000.npz").write_text("")
     assert parse(["--resume", "--log_dir", str(tmp_path)]) == (settings, False, str(where))
     assert parse(["--resume", str(where)])[0] == settings
+    settings.categories = ("Mu\u0308ll", "b")  # as a Mac stores it
+    record_run(str(where), settings, NoPictures, [], [], [])
+    assert parse(["--resume", str(where), "--categories", "M\u00fcll", "b"])[0] == settings
+    settings.categories = ("a", "b")
+    record_run(str(where), settings, NoPictures, [], [], [])
     free = parse(["--resume", str(where), "--threads", "7", "--save_dir", "elsewhere", "--num_folds", "3"])[0]
     assert free == dataclasses.replace(settings, threads=7, save_dir="elsewhere")
     for wrong, both in (("--num_epochs 60", "--num_epochs 60: .* began with 50"), ("--seed 1", "--seed 1: .* with 42"),

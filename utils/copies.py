@@ -26,7 +26,7 @@ from scipy.sparse.csgraph import connected_components
 from utils import runtime
 from utils.checkpoint import write_whole
 from utils.data_utils import prefetch
-from utils.settings import InputError
+from utils.settings import InputError, composed
 from utils.tables import guarded
 
 ALIKE = 0.95     # least correlation at 8x8 pixels
@@ -191,6 +191,7 @@ def read_groups(path, pictures):
     number = {p: i for i, p in enumerate(pictures.paths)}
     number |= {guarded(p): i for p, i in number.items()}  # as folds.csv has them
     left_out = {p for p, _ in pictures.left_out}
+    on_disk = {composed(p): p for p in (*left_out, *number)}
     rows = csv.DictReader(io.StringIO(text, newline=""), strict=True)
     groups, first, pairs = {}, {}, []
     try:
@@ -198,6 +199,8 @@ def read_groups(path, pictures):
             raise InputError(f"--groups {path}, line 1: the header must name the columns path,group")
         for row in rows:
             picture, group = row["path"], (row["group"] or "").strip()  # a blank too many would make another group
+            if picture not in number:
+                picture = on_disk.get(composed(picture), picture)
             where = f"--groups {path}, line {rows.line_num}"
             if not picture or not group:
                 raise InputError(f"{where}: a path and a group are needed; leave pictures without a group out")

@@ -12,7 +12,6 @@ import json
 import os
 import re
 import threading
-import unicodedata
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Callable
@@ -25,7 +24,7 @@ from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
 from utils import runtime
 from utils.checkpoint import write_whole
 from utils.pictures import UnreadablePicture, read_picture
-from utils.settings import InputError
+from utils.settings import InputError, composed
 from utils.transforms import square_side, to_square
 
 EXTENSIONS = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".jp2", ".avif",
@@ -125,8 +124,8 @@ def find_categories(data_dir, wanted=()):
     if not os.path.isdir(data_dir):
         raise InputError(f"no pictures: there is no folder {data_dir}; {layout}")
     found = sorted(e.name for e in os.scandir(data_dir) if os.path.isdir(e.path) and not is_system(e.name))
-    on_disk = {unicodedata.normalize("NFC", name): name for name in found}  # a Mac may store an accent as a letter
-    wanted = [c if c in found else on_disk.get(unicodedata.normalize("NFC", c), c) for c in wanted]
+    on_disk = {composed(name): name for name in found}
+    wanted = [c if c in found else on_disk.get(composed(c), c) for c in wanted]
     missing = [c for c in wanted if c not in found]
     if missing:
         raise InputError(f"--categories {' '.join(missing)}: no such sub-folder of {data_dir}, which has "

@@ -14,6 +14,7 @@ from sklearn.metrics import average_precision_score, classification_report, conf
 
 from utils.checkpoint import write_json
 from utils.plots import contact_sheet, plot_confidence, plot_confusion, plot_curves, plot_text
+from utils.settings import Settings
 from utils.statistics import (calibrate, compare, coverage, cross_fitted_epochs, needed_confidence, reliability, score,
                               wilson)
 from utils.tables import padded, printable, width, write_csv
@@ -83,7 +84,7 @@ def build_report(folds, answers, pictures, parts, groups, networks=None):
         "categories": categories, "averages": averages,
         "confusion_matrix": confusion_matrix(labels, guess[f"student{suffix}"], labels=np.arange(len(names))).tolist(),
         "category_names": names,
-        "settings": vars(folds[0].settings),
+        "settings": dict(vars(folds[0].settings)),
         "reliability": {when: dict(zip(("pictures", "right", "sum_of_confidence"),
                                        (v.tolist() for v in reliability(p, labels))))
                         for when, p in (("raw", headline.raw), ("calibrated", headline.probabilities))},
@@ -171,8 +172,8 @@ def report_text(report):
     if control["accuracy"] < best["accuracy"] > teacher["accuracy"]:
         lines.append(f"The teacher is weaker than its student, but so is the control without one: {control['accuracy']:.4f}.")
     elif teacher["accuracy"] < best["accuracy"]:
-        s = report["settings"]
-        less = [how for how, heard in (("--alpha 1", s["alpha"] < 1), ("a smaller --feature_weight", s["feature_weight"] > 0))
+        s = Settings(**report["settings"])
+        less = [how for how, heard in (("--alpha 1", s.alpha < 1), ("a smaller --feature_weight", s.guesses))
                 if heard]
         if less:
             lines += [f"note: the teacher ({teacher['accuracy']:.4f}) is weaker than its student ({best['accuracy']:.4f}) and "

@@ -11,6 +11,7 @@ import glob
 import json
 import math
 import os
+import unicodedata
 from dataclasses import dataclass, field
 
 DOWNLOAD, RANDOM = "paddle", "random"
@@ -48,7 +49,8 @@ class Settings:
     teacher_weights: str = setting(DOWNLOAD, "ResNet50 .pdparams file; 'paddle' downloads ImageNet weights, "
                                    "'random': an untrained network, no download (for trying out)", free=True)
     student_weights: str = setting(DOWNLOAD, "MobileNetV2 .pdparams file, 'paddle' or 'random', likewise", free=True)
-    freeze_depth: int = setting(14, "frozen blocks of the student, of 19; 0 trains all of it", 0, 19)
+    freeze_depth: int = setting(14, "frozen blocks of the student, of 19; 0 trains all of it, 19 only the head, which "
+                                "features cannot teach", 0, 19)
     dropout: float = setting(0.5, "share of the student's hidden units dropped in training", 0, 0.95)
     head_views: int = setting(2, "augmented views per picture, beside the plain one, that the teacher's "
                               "heads are fitted on; at most 20,000 / number of pictures", 0, 20)
@@ -115,14 +117,19 @@ class Settings:
                 raise InputError(f"--{name} {getattr(self, name)}: is or lies in --data_dir {self.data_dir}, where every "
                                  "sub-folder is a category; choose another place, or name the categories with --categories")
         if self.control and not self.listens:
-            raise InputError("--control: with --alpha 1 and --feature_weight 0 the student has no teacher either, and its "
-                             "twin would be the same; leave --control out")
+            raise InputError("--control: with --alpha 1 and --feature_weight 0 (or --freeze_depth 19, where features teach "
+                             "nothing) the student has no teacher either, and its twin would be the same; leave --control out")
         return self
 
     @property
     def listens(self):
         """Whether the student hears the teacher at all."""
-        return self.alpha < 1 or self.feature_weight > 0
+        return self.alpha < 1 or self.guesses
+
+    @property
+    def guesses(self):
+        """Whether it learns by guessing the teacher's features: where all of its blocks are frozen, its own never change."""
+        return self.feature_weight > 0 and self.freeze_depth < 19
 
 
 # What `--sample` changes: pictures drawn by data/make_sample.py, networks that need no download.
@@ -214,10 +221,17 @@ def recorded(folder, given):
     except (OSError, ValueError, KeyError, TypeError) as e:
         raise InputError(f"--resume {folder}: not a run of this program, {path} says nothing ({e})") from e
     for name, value in given.items():
-        if not fields[name].metadata["free"] and name != "log_dir" and value != before[name]:
+        if not fields[name].metadata["free"] and name != "log_dir" and composed(value) != composed(before[name]):
             raise InputError(f"--{name} {_shown(value)}: the run {folder} began with {_shown(before[name])}, and another "
                              "value would change its result; leave the option out, or start a new run")
     return {**before, **{name: value for name, value in given.items() if fields[name].metadata["free"]}}
+
+
+def composed(value):
+    """A name, or each of a tuple, with accents as part of their letters: a Mac may store them apart."""
+    if isinstance(value, tuple):
+        return tuple(map(composed, value))
+    return unicodedata.normalize("NFC", value) if isinstance(value, str) else value
 
 
 def _shown(value):

@@ -71,7 +71,7 @@ def build_fold(index, labels, parts, head, settings, weights=("random weights", 
         if arrays:
             load_into(student.features, arrays, source, "features.")
         learning = [p for p in student.parameters() if not p.stop_gradient]
-        if settings.feature_weight:
+        if settings.guesses:
             regressor = paddle.nn.Linear(student.hidden.weight.shape[0], len(head.mean))
             learning += regressor.parameters()
         optimizer = paddle.optimizer.Adam(settings.base_lr, weight_decay=settings.weight_decay, parameters=learning,
