@@ -16,7 +16,7 @@ import time
 BATCH, FROZEN, CLASSES = 16, 14, 6
 
 
-def torch_step(size, half=False):
+def torch_step(size, teacher_type="float32"):
     import torch
     from torch import nn
     from torch.nn import functional as F
@@ -52,10 +52,10 @@ def torch_step(size, half=False):
     last = torch.channels_last
     x = torch.randn(BATCH, 3, size, size).to(memory_format=last)
     y = torch.arange(BATCH) % CLASSES
-    half = torch.bfloat16 if half else torch.float32  # of the teacher
+    teacher_type = getattr(torch, teacher_type)
     with torch.no_grad():
         teacher, prefix = (torch.jit.optimize_for_inference(torch.jit.trace(m.eval().to(kind, memory_format=last), x.to(kind)))
-                           for m, kind in ((nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten()), half),
+                           for m, kind in ((nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten()), teacher_type),
                                            (nn.Sequential(*blocks[:FROZEN]), torch.float32)))
     tail = nn.Sequential(*blocks[FROZEN:], nn.AdaptiveAvgPool2d(1), nn.Flatten()).train().to(memory_format=last)
     head = nn.Sequential(nn.Linear(1280, 1024), nn.BatchNorm1d(1024), nn.ReLU(), nn.Dropout(0.5), nn.Linear(1024, CLASSES))
@@ -66,7 +66,7 @@ def torch_step(size, half=False):
     def step():
         times = [time.perf_counter()]
         with torch.no_grad():
-            features = teacher(x.to(half)).float()
+            features = teacher(x.to(teacher_type)).float()
             times.append(time.perf_counter())
             maps = prefix(x)
         times.append(time.perf_counter())
@@ -76,7 +76,7 @@ def torch_step(size, half=False):
         optimizer.zero_grad()
         times.append(time.perf_counter())
         return dict(zip(("teacher", "prefix", "tail"), (b - a for a, b in zip(times, times[1:]))))
-    return f"PyTorch {torch.__version__}, {torch.get_num_threads()} threads, teacher in {str(half)[len('torch.'):]}", step
+    return f"PyTorch {torch.__version__}, {torch.get_num_threads()} threads, teacher in {teacher_type}", step
 
 
 def paddle_step(size):
@@ -116,7 +116,7 @@ def paddle_step(size):
 
 
 if __name__ == "__main__":
-    ways = {"torch": torch_step, "torch-half": lambda size: torch_step(size, half=True), "paddle": paddle_step}
+    ways = {"torch": torch_step, "torch-half": lambda size: torch_step(size, "bfloat16"), "paddle": paddle_step}
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("framework", choices=ways, help="which this Python must have; the other is not needed")
     parser.add_argument("image_size", type=int, help="pixels, such as 224")

@@ -173,7 +173,8 @@ def main():
     runtime.choose_device("cpu")
     here = Here(args.image_size)
     peers = dict(start_peer(python, which, args.image_size)
-                 for which, python in (("torch", args.torch), ("torch-half", args.torch), ("paddle", sys.executable)) if python)
+                 for which, python in (("torch", args.torch), ("torch-half", args.torch if runtime.BFLOAT16 else None),
+                                       ("paddle", sys.executable)) if python)
     here.block()  # the first one warms up
     tail_parts(here)
     blocks, tails, pairs, rates, others = [], [], [], [], {name: [] for name in peers}

@@ -143,6 +143,7 @@ def test_readme_lists_the_settings_as_they_are(readme):
     (["--data_dir", "d", "--save_dir", "d"], "--save_dir d: is or lies in --data_dir d"),
     (["--data_dir", "d", "--cache_dir", "d/.cache"], "no folder d"),
     (["--control", "--feature_weight", "0"], "the student has no teacher either"),
+    (["--control", "--freeze_depth", "19"], "the student has no teacher either"),
     (["--device", "gpu"], "no GPU"),
     (["--epochs", "3"], "unrecognized arguments: --epochs"),
     (["--batch_size", "many"], "invalid int value: 'many'"),

@@ -181,6 +181,8 @@ def test_a_weak_teacher_is_advised_against_unless_its_student_beats_the_control(
                                   (1.0, 0.0, None)):
         report["settings"].update(alpha=alpha, feature_weight=weight)
         assert advice in report_text(report) if advice else "may hold it back" not in report_text(report)
+    report["settings"].update(feature_weight=8.0, freeze_depth=19)  # where a smaller weight would change nothing
+    assert "may hold it back" not in report_text(report)
 
 
 def test_a_run_without_mistakes(tmp_path):
