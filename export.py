@@ -8,7 +8,7 @@
 The network gives probabilities: of several students the softmax of the mean of their calibrated logits, their frozen
 blocks computed once. about.json beside it says what goes in. An export is compared with the students themselves on real
 pictures before it gets its name; int8, which is never quite the same, is judged on the pictures that its student never
-saw. Needs requirements-export.txt for ONNX; runs on any laptop.
+saw. Needs requirements-export.txt for ONNX; no GPU.
 """
 import argparse
 import logging

@@ -6,7 +6,7 @@
 
 Categories, picture size, preprocessing and the temperature that makes confidence mean something (Guo et al. 2017) come
 from the JSON beside the weights. Several files average their calibrated logits: measured to be better than averaging
-probabilities, yet still too modest (benchmarks/ensemble_calibration.py). Runs on any laptop; the exit status is 0 if
+probabilities, yet still too modest (benchmarks/ensemble_calibration.py). Needs no GPU; the exit status is 0 if
 at least one picture was answered.
 """
 import argparse

@@ -7,7 +7,7 @@
 Pictures of requests that come at the same time are answered in one batch. What is too large, too slow or not a picture
 gets a status of 4xx and the reason; too many requests at a time get 503. Ctrl-C: what was accepted is still answered, then
 it ends. Only this machine can reach it unless --host says otherwise. It has no passwords and no encryption: put a web
-server that has them in front of it. Needs requirements-serve.txt; runs on any laptop.
+server that has them in front of it. Needs requirements-serve.txt; no GPU.
 """
 import argparse
 import asyncio
