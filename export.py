@@ -20,11 +20,11 @@ import numpy as np
 import paddle
 from scipy.special import softmax
 
-from inference import expand, find_pictures, load_export, load_students, predict, read_views
+from inference import expand, find_pictures, load_export, load_model, load_students, predict, read_views
 from models.student_model import Ensemble
 from utils.checkpoint import EXPORTS, write_json
 from utils.cost import milliseconds
-from utils.process import quoted, writable
+from utils.process import new_place, quoted
 from utils.settings import InputError
 from utils.tables import read_csv
 from utils.transforms import normalise
@@ -52,12 +52,7 @@ def parse(argv):
     for path in args.model_path:
         if path.endswith(EXPORTS):
             raise InputError(f"--model_path {path}: is an export already; name the .pdparams files that main.py wrote")
-    if os.path.lexists(args.output or "."):
-        raise InputError(f"--output {args.output}: exists already; choose another name, or remove it first")
-    parent = os.path.dirname(os.path.abspath(args.output))
-    if not os.path.isdir(parent):
-        raise InputError(f"--output {args.output}: there is no folder {parent}; make it first, or choose another name")
-    writable("output", parent)
+    new_place("output", args.output)
     return args
 
 
@@ -93,7 +88,7 @@ def main(argv=None):
         for name in args.format:
             check(name, os.path.join(unfinished, FORMATS[name]), x, expected)
         if "int8" in args.format:
-            judge(os.path.join(unfinished, FORMATS["int8"]), students[0], about, *own_part)
+            judge(os.path.join(unfinished, FORMATS["int8"]), args.model_path[0], *own_part)
         # formats that others were made of, and nobody asked for
         if "paddle" not in args.format:
             os.remove(runtime.network_file(os.path.join(unfinished, "model")))
@@ -170,18 +165,15 @@ def never_seen(about):
     return [path for path, _ in rows], np.array([label for _, label in rows])
 
 
-def judge(path, student, about, paths, labels):
+def judge(exported, weights, paths, labels):
     """Print the accuracy of an int8 student and of itself on the pictures of its part, which it never saw."""
-    size, int8 = about["image_size"], load_export(path)
-    whole = runtime.compiled(student, [3, size, size], runtime.CORES)
-
-    def right(answer):
-        probabilities = [p for _, p, _, _ in predict(paths, answer, size, 32)]
+    def right(model):
+        about, answer, _ = load_model([model])
+        probabilities = [p for _, p, _, _ in predict(paths, answer, about["image_size"], 32)]
         if any(p is None for p in probabilities):
             raise InputError("int8 is judged on the pictures that the student never saw; not all of them can be read")
         return np.argmax(probabilities, 1) == labels
-    as_int8 = right(lambda views: int8(np.stack(views) if about["pixels"] else normalise(views)))
-    as_float = right(lambda views: whole(normalise(views)).numpy())
+    as_int8, as_float = right(exported), right(weights)
     print(f"on {len(labels)} pictures that it never saw: accuracy {as_float.mean():.4f}, as int8 {as_int8.mean():.4f} "
           f"({(as_int8 & ~as_float).sum()} gained, {(as_float & ~as_int8).sum()} lost)")
 

@@ -27,7 +27,7 @@ from utils.data_utils import prefetch, walk
 from utils.explain import explain
 from utils.pictures import UnreadablePicture, read_picture
 from utils.plots import contact_sheet
-from utils.process import writable
+from utils.process import new_place
 from utils.settings import InputError, composed
 from utils.tables import printable, write_csv
 from utils.transforms import normalise, whole_view
@@ -64,11 +64,7 @@ def parse(argv):
     if args.output is not None:
         if not args.output.lower().endswith((".csv", ".json")):
             raise InputError(f"--output {args.output}: must end in .csv or .json")
-        if os.path.exists(args.output):
-            raise InputError(f"--output {args.output}: exists already; choose another name, or remove it first")
-        if not os.path.isdir(os.path.dirname(args.output) or "."):
-            raise InputError(f"--output {args.output}: there is no folder {os.path.dirname(args.output)}")
-        writable("output", os.path.dirname(args.output) or ".")
+        new_place("output", args.output)
     if args.use_gpu and args.model_path[0].endswith(EXPORTS):
         raise InputError("--use_gpu: exports run on the processor here; leave the option out")
     if args.explain is not None:
@@ -129,7 +125,7 @@ def check_threshold(min_confidence, categories):
         raise InputError(f"--min_confidence: one of the categories is itself called '{UNSURE}'; leave the option out")
 
 
-def load_export(path, threads=runtime.CORES):
+def load_export(path):
     """run(x) of a file of export.py: array in, probabilities out, array [B, C]. Raises InputError if it is damaged."""
     if path.endswith(".pdiparams"):
         prefix = os.path.splitext(path)[0]
@@ -137,7 +133,7 @@ def load_export(path, threads=runtime.CORES):
             # reading it would kill the process
             raise InputError(f"{path} was exported with Paddle 3, and this is Paddle 2: export it again with this version")
         try:
-            run = runtime.predictor(prefix, threads)
+            run = runtime.predictor(prefix, runtime.CORES)
         except (RuntimeError, ValueError) as e:  # a page of Paddle's C++
             raise InputError(f"{path} and {runtime.network_file(prefix)} are not a usable Paddle model") from e
         return lambda x: run(x).numpy()
@@ -146,7 +142,7 @@ def load_export(path, threads=runtime.CORES):
     except ImportError as e:
         raise InputError(f"{path} needs ONNX Runtime: pip install -r requirements-export.txt") from e
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads, options.log_severity_level = threads, 3
+    options.intra_op_num_threads, options.log_severity_level = runtime.CORES, 3
     try:
         session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     except Exception as e:  # it has no class of its own for a damaged file

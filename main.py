@@ -18,11 +18,11 @@ import time
 from utils import runtime  # first: it sets what paddle and cv2 read when they load
 import numpy as np
 import paddle
-from sklearn.metrics import balanced_accuracy_score
 
 from data.make_sample import make_sample
-from models.teacher_model import Trunk, extract_features, fit_heads, load_trunk, teacher_predictions
-from utils.checkpoint import imagenet_weights, new_folder, save_weights, set_aside, update_about
+from models.teacher_model import Trunk, check_teacher, extract_features, fit_heads, load_trunk, teacher_predictions
+from utils.checkpoint import (describe, imagenet_weights, new_folder, save_weights, set_aside, update_about,
+                              weights_path)
 from utils.copies import copy_rows, group_pictures, known_copies, read_groups, too_large
 from utils.cost import cost
 from utils.data_utils import find_categories, load_pictures, stratified_parts
@@ -31,11 +31,10 @@ from utils.parallel import team
 from utils.process import Stopped, lock, quoted, stops, writable
 from utils.report import all_answers, build_report, write_report
 from utils.run_log import RunLog, print_copies, print_epoch, print_pictures, record_places, record_run
-from utils.settings import RANDOM, InputError, parse
+from utils.settings import BLOCKS, RANDOM, InputError, parse
 from utils.state import (Checkpointer, checksums, end, ended, hand_out, help_save, keep_start, names_digest, read_start,
                          same_share)
 from utils.train_utils import build_fold, control_settings, pictures_per_part, train
-from utils.transforms import MEAN, STD, square_side
 
 
 def main(argv=None):
@@ -102,7 +101,7 @@ def main(argv=None):
     # The teacher: one frozen trunk for all folds. Head k is fitted on all parts but part k, and judged there before any
     # student trains
     print(f"teacher: ResNet50, {teacher_weights[0]}\nstudents: {len(trained)} x MobileNetV2, {student_weights[0]}, "
-          f"{settings.freeze_depth} of 19 blocks frozen")
+          f"{settings.freeze_depth} of {BLOCKS} blocks frozen")
     if RANDOM in (settings.teacher_weights, settings.student_weights):
         print("note: networks from random initialisation, good for trying the program, not for good figures")
 
@@ -176,7 +175,7 @@ def main(argv=None):
     for f, figures in zip(folds, report["folds"]):
         update_about(weights_path(settings, f), temperature=figures["temperature"])
     print("\n" + text)
-    log.results(report, vars(settings), answers, pictures.labels[np.concatenate([f.pictures for f in folds])])
+    log.results(report, answers, pictures.labels[np.concatenate([f.pictures for f in folds])])
     log.close()
     end(folder)
     stops.advice = ""
@@ -232,43 +231,6 @@ def check_alike(settings, alike):
     if team.any(not alike):
         raise InputError(f"the processes do not all find the same pictures in {settings.data_dir}: its copies on the "
                          "machines differ, or one of them changed just now")
-
-
-def check_teacher(teacher, pictures, parts, trained, settings):
-    """Print the teacher's accuracy on each fold's validation part; raise InputError if it knows nothing, and
-    students are to learn from it."""
-    rows = np.isin(parts, trained)
-    right = teacher.argmax(1) == pictures.labels
-    accuracy = [right[parts == k].mean() for k in trained]
-    print("teacher's validation accuracy: " + ", ".join(f"fold {k} {a:.3f}" for k, a in zip(trained, accuracy))
-          + f"; all {right[rows].mean():.4f}")
-    chance = 1 / len(pictures.categories)
-    balanced = balanced_accuracy_score(pictures.labels[rows], teacher[rows].argmax(1))
-    if balanced < chance + 0.1 * (1 - chance):
-        problem = (f"the teacher knows nothing of these categories: balanced accuracy {balanced:.3f}, guessing gives "
-                   f"{chance:.3f}")
-        if settings.listens:
-            raise InputError(f"{problem}; look whether pictures lie in the right folders, and whether --teacher_weights are "
-                             "ImageNet weights, or train without a teacher: --alpha 1 --feature_weight 0")
-        print(f"note: {problem}; no student listens to it")
-
-
-def weights_path(settings, fold):
-    return os.path.join(settings.save_dir, f"best_model_fold{fold.index}.pdparams")
-
-
-def describe(fold, run, settings, pictures):
-    """The JSON beside a weights file: all that inference or a reader needs to know."""
-    return {
-        "categories": pictures.categories, "image_size": settings.image_size,
-        "preprocessing": {"square": square_side(settings.image_size), "centre_crop": settings.image_size,
-                          "channels": "RGB", "mean": MEAN, "std": STD,
-                          "steps": "turn as EXIF says; cut the central square of the whole picture; resize it to `square` "
-                                   "pixels (OpenCV's INTER_AREA to make it smaller, INTER_CUBIC to make it larger); cut its "
-                                   "centre of `centre_crop` pixels; (value / 255 - mean) / std"},
-        "architecture": "MobileNetV2", "freeze_depth": settings.freeze_depth, "fold": fold.index,
-        "num_folds": settings.num_folds, "epoch": fold.best_epoch, "scores": fold.history[fold.best_epoch - 1], "run": run,
-        "settings": vars(settings), "versions": runtime.versions()}
 
 
 if __name__ == "__main__":

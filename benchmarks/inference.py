@@ -9,7 +9,6 @@ would slow down the next. Peak memory is that of processes of their own. The ONN
 """
 import argparse
 import collections
-import json
 import os
 import statistics
 import subprocess
@@ -28,9 +27,10 @@ import export  # noqa: E402
 from inference import find_pictures, load_export, load_model, load_students, predict, read_views  # noqa: E402
 from benchmarks.pipeline import smooth_picture  # noqa: E402
 from models.student_model import Ensemble, Student  # noqa: E402
+from utils.checkpoint import arrays_of, save_weights  # noqa: E402
 from utils.data_utils import prefetch  # noqa: E402
 from utils.settings import InputError  # noqa: E402
-from utils.transforms import MEAN, STD, normalise  # noqa: E402
+from utils.transforms import normalise  # noqa: E402
 
 STUDENTS, DIFFERENT = 5, 48  # pictures that are not hard links of another
 ALONE = """
@@ -58,10 +58,7 @@ def make_students(folder, size):
                 layer._momentum, layer.training = 0.0, True
         with paddle.no_grad():
             student(x)
-        paddle.save({n: v.numpy() for n, v in student.state_dict().items()}, paths[-1])
-        with open(os.path.join(folder, f"student{k}.json"), "w", encoding="utf-8") as f:
-            json.dump(dict(categories=list("abcdef"), image_size=size, freeze_depth=14,
-                           preprocessing=dict(mean=MEAN, std=STD)), f)
+        save_weights(paths[-1], arrays_of(student), dict(categories=list("abcdef"), image_size=size, freeze_depth=14))
     return paths
 
 

@@ -14,7 +14,6 @@ from utils import runtime
 from utils.transforms import MEAN, STD
 
 STACKED = 14  # sides of maps that are stacked
-BLOCKS = 19  # of MobileNetV2 (Sandler et al. 2018): the first convolution, 17 inverted residuals, the last convolution
 
 
 class Student(nn.Layer):
@@ -90,10 +89,12 @@ class Ensemble(nn.Layer):
     def __init__(self, students, temperatures, pixels=False):
         super().__init__()
         first, self.temperatures, self.pixels = students[0], temperatures, pixels
-        frozen = [s.features[:s.freeze_depth].state_dict() for s in students]
-        self.shared = first.freeze_depth if all(
-            s.freeze_depth == first.freeze_depth and all(paddle.equal_all(own[k], v).item() for k, v in frozen[0].items())
-            for s, own in zip(students, frozen)) else 0
+        frozen = first.features[:first.freeze_depth].state_dict()
+
+        def shares(student):
+            own = student.features[:student.freeze_depth].state_dict()
+            return own.keys() == frozen.keys() and all(paddle.equal_all(own[k], v).item() for k, v in frozen.items())
+        self.shared = first.freeze_depth if all(map(shares, students)) else 0
         self.prefix = first.features[:self.shared]
         self.tails = nn.LayerList([s.features[self.shared:] for s in students])
         self.heads = nn.LayerList([nn.Sequential(s.hidden, s.norm, nn.ReLU(), s.classifier) for s in students])

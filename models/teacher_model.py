@@ -13,6 +13,7 @@ from paddle import nn
 from paddle.vision.models import resnet50
 from scipy.special import softmax
 from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import balanced_accuracy_score
 
 from utils import runtime
 from utils.checkpoint import load_into
@@ -134,3 +135,22 @@ def teacher_predictions(features, heads, parts):
     for k, head in heads.items():
         out[parts == k] = softmax(features[parts == k] @ head.weight + head.bias, axis=1)
     return out
+
+
+def check_teacher(teacher, pictures, parts, trained, settings):
+    """Print the teacher's accuracy on each fold's validation part; raise InputError if it knows nothing, and
+    students are to learn from it."""
+    rows = np.isin(parts, trained)
+    right = teacher.argmax(1) == pictures.labels
+    accuracy = [right[parts == k].mean() for k in trained]
+    print("teacher's validation accuracy: " + ", ".join(f"fold {k} {a:.3f}" for k, a in zip(trained, accuracy))
+          + f"; all {right[rows].mean():.4f}")
+    chance = 1 / len(pictures.categories)
+    balanced = balanced_accuracy_score(pictures.labels[rows], teacher[rows].argmax(1))
+    if balanced < chance + 0.1 * (1 - chance):
+        problem = (f"the teacher knows nothing of these categories: balanced accuracy {balanced:.3f}, guessing gives "
+                   f"{chance:.3f}")
+        if settings.has_teacher:
+            raise InputError(f"{problem}; look whether pictures lie in the right folders, and whether --teacher_weights are "
+                             "ImageNet weights, or train without a teacher: --alpha 1 --feature_weight 0")
+        print(f"note: {problem}; no student listens to it")

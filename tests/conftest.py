@@ -1,4 +1,6 @@
 """Small pictures and small runs for the tests; nothing here needs a download or a data set."""
+import csv
+import glob
 import os
 import subprocess
 import sys
@@ -39,10 +41,17 @@ def settings(tmp_path, folder):
                     save_dir=str(tmp_path / "saved"), teacher_weights=RANDOM, student_weights=RANDOM)
 
 
-def run_program(*args, cwd=ROOT, timeout=400):
+def read_rows(path):
+    """A table as it stands in the file: utils.tables.read_csv takes its apostrophes away."""
+    with open(path, newline="", encoding="utf-8-sig") as f:
+        return list(csv.DictReader(f))
+
+
+def run_program(*args):
     """Run a script of the repo as a user does; returns the finished process, output as text."""
-    return subprocess.run([sys.executable, *args], cwd=cwd, timeout=timeout, capture_output=True, encoding="utf-8",
-                          errors="replace", stdin=subprocess.DEVNULL, env={**os.environ, "PYTHONUTF8": "1", "DISPLAY": "", "WAYLAND_DISPLAY": ""})
+    return subprocess.run([sys.executable, *args], cwd=ROOT, timeout=400, capture_output=True, encoding="utf-8",
+                          errors="replace", stdin=subprocess.DEVNULL,
+                          env={**os.environ, "PYTHONUTF8": "1", "DISPLAY": "", "WAYLAND_DISPLAY": ""})
 
 
 SHORT = ["--image_size", "32", "--num_folds", "3", "--num_epochs", "3", "--warmup_epochs", "1", "--batch_size", "32"]
@@ -56,3 +65,9 @@ def sample(tmp_path_factory):
                        str(where / "cache"), "--log_dir", str(where / "logs"), "--save_dir", str(where / "saved"), "--show")
     assert done.returncode == 0, done.stdout + done.stderr
     return where, done.stdout
+
+
+@pytest.fixture(scope="session")
+def weights(sample):
+    """Paths of the sample run's three weights files."""
+    return sorted(glob.glob(str(sample[0] / "saved" / "*.pdparams")))

@@ -96,8 +96,9 @@ def test_missing_or_foreign_json(tmp_path):
     open(path, "w").close()
     with pytest.raises(InputError, match="w.json does not exist"):
         read_about(path)
-    for change in ({"temperature": 0}, {"temperature": "1"}, {"temperature": float("nan")}, {"categories": []}, {"categories": "ab"}, {"image_size": "32"}, {"freeze_depth": 99}):
-        (tmp_path / "w.json").write_text(json.dumps({**ABOUT, **change}))
+    for key, value in (("temperature", 0), ("temperature", "1"), ("temperature", float("nan")), ("categories", []),
+                       ("categories", "ab"), ("image_size", "32"), ("freeze_depth", 99)):
+        (tmp_path / "w.json").write_text(json.dumps({**ABOUT, key: value}))
         with pytest.raises(InputError, match="does not describe"):
             read_about(path)
 

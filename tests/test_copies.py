@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 from conftest import write_picture
 
-from main import copy_rows, print_copies
 from utils import copies
-from utils.copies import find_copies, group_pictures, known_copies, look_alikes, read_groups, too_large
+from utils.copies import copy_rows, find_copies, group_pictures, known_copies, look_alikes, read_groups, too_large
 from utils.data_utils import load_pictures, stratified_parts
+from utils.run_log import print_copies
 from utils.settings import InputError, Settings
 
 

@@ -196,8 +196,8 @@ def test_accents_may_be_stored_as_letters(folder, tmp_path):
 def test_names_that_are_not_utf8(folder, tmp_path):
     name = os.path.join(os.fsencode(folder), b"cans", b"\xff\xfe.png")
     os.rename(os.path.join(folder, "cans", "0.png"), name)
-    code = ("import sys; sys.path.insert(0, sys.argv[1]); import main; from utils.data_utils import *\n"
+    code = ("import sys; from utils.data_utils import load_pictures; from utils.run_log import print_pictures\n"
             "sys.stdout.reconfigure(errors='backslashreplace')\n"
-            "main.print_pictures(load_pictures(sys.argv[2], 32, cache_dir=sys.argv[3]))")
-    done = subprocess.run([sys.executable, "-c", code, ROOT, folder, str(tmp_path / "cache")], capture_output=True)
+            "print_pictures(load_pictures(sys.argv[1], 32, cache_dir=sys.argv[2]))")
+    done = subprocess.run([sys.executable, "-c", code, folder, str(tmp_path / "cache")], cwd=ROOT, capture_output=True)
     assert done.returncode == 0 and b"27" in done.stdout, done.stderr

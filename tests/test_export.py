@@ -1,6 +1,4 @@
 """An export answers like its students, in Paddle and in ONNX, and inference.py takes it like them."""
-import csv
-import glob
 import json
 import os
 import sys
@@ -8,6 +6,7 @@ import sys
 import numpy as np
 import paddle
 import pytest
+from conftest import read_rows
 from scipy.special import softmax
 
 import export
@@ -18,16 +17,9 @@ from utils.settings import InputError
 from utils.transforms import normalise
 
 
-@pytest.fixture(scope="module")
-def weights(sample):
-    """Paths of the sample run's weights."""
-    return sorted(glob.glob(str(sample[0] / "saved" / "*.pdparams")))
-
-
 def answers(model, pictures, output):
     inference.main(["--model_path", *model, "--image_path", pictures, "--recursive", "--output", output])
-    with open(output, encoding="utf-8-sig") as f:
-        return [(r["path"], r["category"], [float(v) for k, v in r.items() if k.startswith("p_")]) for r in csv.DictReader(f)]
+    return [(r["path"], r["category"], [float(v) for k, v in r.items() if k.startswith("p_")]) for r in read_rows(output)]
 
 
 @pytest.mark.skipif(paddle.__version__.startswith("2."), reason="paddle2onnx needs Paddle 3")

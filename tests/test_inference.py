@@ -1,5 +1,4 @@
 """inference.py as a user starts it: answers, tables, heat maps, and one line for every wrong option."""
-import csv
 import glob
 import json
 import os
@@ -11,7 +10,7 @@ import sys
 import numpy as np
 import paddle
 import pytest
-from conftest import ROOT, SHORT, run_program, write_picture
+from conftest import ROOT, SHORT, read_rows, run_program, write_picture
 from scipy.special import softmax
 
 import inference
@@ -29,10 +28,8 @@ def test_inference_repeats_the_out_of_fold_answers(sample, tmp_path):
     done = run_program("inference.py", "--model_path", model, "--image_path", str(where / "sample"), "--recursive",
                        "--output", output, "--batch_size", "7")
     assert done.returncode == 0 and "240 pictures answered, 0 files left out" in done.stderr, done.stderr
-    with open(output, encoding="utf-8-sig") as f:
-        answers = {os.path.relpath(r["path"], where / "sample").replace(os.sep, "/"): r for r in csv.DictReader(f)}
-    with open(glob.glob(str(where / "logs" / "*" / "out_of_fold.csv"))[0], encoding="utf-8-sig") as f:
-        expected = [r for r in csv.DictReader(f) if r["fold"] == "1"]
+    answers = {os.path.relpath(r["path"], where / "sample").replace(os.sep, "/"): r for r in read_rows(output)}
+    expected = [r for r in read_rows(glob.glob(str(where / "logs" / "*" / "out_of_fold.csv"))[0]) if r["fold"] == "1"]
     assert len(answers) == 240 and len(expected) == 80 and len(done.stdout.splitlines()) == 240
     for r in expected:
         assert answers[r["path"]]["category"] == r["prediction"]
@@ -136,8 +133,7 @@ def test_inference_divides_by_the_temperature_and_can_be_unsure(sample, tmp_path
                            str(where / "sample"), "--recursive", "--output", str(tmp_path / f"{name}.csv"),
                            "--min_confidence", str(limit))
         assert done.returncode == 0, done.stderr
-        with open(tmp_path / f"{name}.csv", encoding="utf-8-sig") as f:
-            answers[name] = list(csv.DictReader(f))
+        answers[name] = read_rows(tmp_path / f"{name}.csv")
     plain, twice = (np.array([[float(v) for k, v in r.items() if k.startswith("p_")] for r in answers[name]])
                     for name in ("plain", "twice"))
     assert len(np.unique(plain.max(1))) > 100

@@ -8,12 +8,12 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from models.depthwise import Depthwise, stack, unstack
-from models.student_model import BLOCKS, Student, dropout_mask
+from models.student_model import Student, dropout_mask
 from models.teacher_model import extract_features, fit_heads, teacher_predictions
 from utils import runtime
 from utils.data_utils import Pictures
 from utils.explain import heat_maps
-from utils.settings import InputError, Settings
+from utils.settings import BLOCKS, InputError, Settings
 
 
 @pytest.mark.parametrize("size, stride", [(2, 1), (5, 1), (7, 1), (10, 2), (7, 2), (14, 1), (14, 2)])

@@ -3,7 +3,7 @@ import glob
 import shutil
 
 import pytest
-from test_serve import service, weights  # noqa: F401
+from test_serve import service  # noqa: F401
 
 playwright = pytest.importorskip("playwright.sync_api")
 WORDS = {"en": (" sure", "heat map", "This cannot be read as a picture", "The service does not understand this"),

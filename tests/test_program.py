@@ -1,5 +1,4 @@
 """main.py as a user starts it: files, exit codes, and one line for every wrong option."""
-import csv
 import dataclasses
 import glob
 import html
@@ -13,7 +12,7 @@ import sys
 import numpy as np
 import paddle
 import pytest
-from conftest import ROOT, SHORT, run_program
+from conftest import ROOT, SHORT, read_rows, run_program
 
 import main
 from utils import processor
@@ -36,11 +35,9 @@ def test_sample_run_leaves_everything_behind(sample):
                                                                       "student_cross_fitted", "teacher"))
     (graph,) = glob.glob(str(folder / "student" / "vdlgraph*"))
     assert open(graph, encoding="utf-8").read().count('"InvertedResidual"') >= 17  # MobileNetV2's, to unfold
-    with open(folder / "out_of_fold.csv", encoding="utf-8-sig") as f:
-        rows = list(csv.DictReader(f))
+    rows = read_rows(folder / "out_of_fold.csv")
     assert len(rows) == len({r["path"] for r in rows}) == 240
-    with open(folder / "folds.csv", encoding="utf-8-sig") as f:
-        assert len({r["group"] for r in csv.DictReader(f)}) == 240  # drawn pictures are no copies of one another
+    assert len({r["group"] for r in read_rows(folder / "folds.csv")}) == 240  # drawn pictures are no copies of one another
     assert (folder / "copies.csv").read_text("utf-8-sig").split() == ["group,path,label,conflict"]
     assert "copies: 0 pictures in 0 groups stay together" in printed and "different labels" not in printed
     report = json.loads((folder / "report.json").read_text("utf-8"))
@@ -48,8 +45,7 @@ def test_sample_run_leaves_everything_behind(sample):
     known = json.loads((folder / "settings.json").read_text("utf-8"))
     assert known["categories"] == report["category_names"]  # a folder that comes later does not keep a run from going on
     assert report["out_of_fold"]["teacher"]["accuracy"] > 0.4  # guessing gives 0.25
-    with open(folder / "scalars.csv", encoding="utf-8") as f:
-        assert len(list(csv.DictReader(f))) == 9
+    assert len(read_rows(folder / "scalars.csv")) == 9
     for words in ("teacher's validation accuracy: fold 0", "epoch 3/3", "visualdl --logdir", "Confusion matrix",
                   "random initialisation", "first five training pictures"):
         assert words in printed
@@ -87,8 +83,7 @@ def test_the_page_of_a_run_holds_all_of_it_and_needs_nothing_else(sample):
     assert html.escape(text) in page and "num_folds<td>3" in page and "which flatters" not in page
     sources = re.findall(r"""(?:src|href|url)\s*[=(]\s*["']?([^"'\s>]{20})""", page)
     assert len(sources) > 4 + 8 and all(s.startswith("data:image/") for s in sources) and "http" not in page
-    with open(os.path.join(run, "out_of_fold.csv"), encoding="utf-8-sig") as f:
-        answers = list(csv.DictReader(f))
+    answers = read_rows(os.path.join(run, "out_of_fold.csv"))
     for category in ("Harmful", "Kitchen", "Other", "Recyclable"):
         for right in (True, False):
             several = [r for r in answers if r["label"] == category and (r["prediction"] == category) == right]
@@ -210,11 +205,10 @@ def test_main_keeps_an_earlier_run_and_says_so(sample, tmp_path):
     assert "different labels:\n  Kitchen/000.png, Other/000.png\n" in done.stdout
     (run,) = set(os.listdir(where / "logs")) - {earlier}
     assert "which flatters" in (where / "logs" / run / "report.html").read_text("utf-8")  # of one fold nothing is cross-fitted
-    with open(where / "logs" / run / "folds.csv", encoding="utf-8-sig") as f:
-        kept = [(r["group"], r["part"]) for r in csv.DictReader(f) if r["path"] in ("Kitchen/000.png", "Other/000.png")]
+    kept = [(r["group"], r["part"]) for r in read_rows(where / "logs" / run / "folds.csv")
+            if r["path"] in ("Kitchen/000.png", "Other/000.png")]
     assert len(kept) == 2 and len(set(kept)) == 1
-    with open(where / "logs" / run / "copies.csv", encoding="utf-8-sig") as f:
-        assert [r["conflict"] for r in csv.DictReader(f)] == ["yes", "yes"]
+    assert [r["conflict"] for r in read_rows(where / "logs" / run / "copies.csv")] == ["yes", "yes"]
     assert f"weights of an earlier run moved to {where / 'saved' / earlier}" in done.stdout
     assert len(os.listdir(where / "saved" / earlier)) == 6 and len(os.listdir(where / "logs")) == 2
     assert sorted(f for f in os.listdir(where / "saved") if f != earlier and f[0] != ".") == ["best_model_fold1.json",

@@ -1,11 +1,11 @@
 """The report's figures against independent computations, and the pictures that come with it."""
-import csv
 import glob
 import json
 import sys
 
 import numpy as np
 import pytest
+from conftest import read_rows
 from paddle import nn
 from paddle.vision.models import mobilenet_v2
 from scipy.special import softmax
@@ -52,11 +52,6 @@ def make_run(tmp_path, trained, with_control, categories=("a", "b", "纸")):
     report = build_report(folds, answers, pictures, parts, groups)
     text = write_report(str(tmp_path), report, folds, answers, pictures, groups)
     return folds, report, text
-
-
-def read_rows(path):
-    with open(path, encoding="utf-8-sig") as f:
-        return list(csv.DictReader(f))
 
 
 @pytest.mark.parametrize("trained, with_control", [([0, 1, 2], True), ([0, 2], False), ([1], True)])
@@ -185,28 +180,26 @@ def test_a_weak_teacher_is_advised_against_unless_its_student_beats_the_control(
     assert "may hold it back" not in report_text(report)
 
 
-def test_a_run_without_mistakes(tmp_path):
-    labels = np.arange(30) % 3
-    folds = [TrainedFold(k, np.arange(k, 30, 2), labels, 0) for k in (0, 1)]
+def write_faultless(folder, labels, names):
+    """The report of two students, and their controls, that are right on every picture."""
+    n, right = len(labels), np.eye(len(names), dtype=np.float32)[labels]
+    folds = [TrainedFold(k, np.arange(k, n, 2), labels % 3, 0) for k in (0, 1)]
     for f in folds:
-        f.probabilities = [np.eye(3, dtype=np.float32)[labels[f.pictures]]] * len(f.history)
-    pictures = Pictures("", [f"{i}.jpg" for i in range(30)], labels, ["a", "b", "c"], [], None)
-    answers = all_answers(folds, folds, np.eye(3)[labels], labels)
-    report = build_report(folds, answers, pictures, np.arange(30) % 2, np.arange(30))
-    write_report(str(tmp_path), report, folds, answers, pictures, np.arange(30))
+        f.probabilities = [right[f.pictures]] * len(f.history)
+    pictures = Pictures("", [f"{i}.jpg" for i in range(n)], labels, names, [], None)
+    answers = all_answers(folds, folds, right, labels)
+    report = build_report(folds, answers, pictures, np.arange(n) % 2, np.arange(n))
+    write_report(str(folder), report, folds, answers, pictures, np.arange(n))
+
+
+def test_a_run_without_mistakes(tmp_path):
+    write_faultless(tmp_path, np.arange(30) % 3, ["a", "b", "c"])
     assert json.loads((tmp_path / "report.json").read_text("utf-8"))["out_of_fold"]["student"]["accuracy"] == 1
     assert not (tmp_path / "mistakes.png").exists() and read_rows(tmp_path / "mistakes.csv") == []
 
 
 def test_hundreds_of_categories_are_drawn_too(tmp_path):
-    labels = np.repeat(np.arange(300), 2)
-    folds = [TrainedFold(k, np.arange(k, 600, 2), labels % 3, 0) for k in (0, 1)]
-    for f in folds:
-        f.probabilities = [np.eye(300, dtype=np.float32)[labels[f.pictures]]] * len(f.history)
-    pictures = Pictures("", [f"{i}.jpg" for i in range(600)], labels, [f"category {i}" for i in range(300)], [], None)
-    answers = all_answers(folds, [], np.eye(300)[labels], labels)
-    report = build_report(folds, answers, pictures, np.arange(600) % 2, np.arange(600))
-    write_report(str(tmp_path), report, folds, answers, pictures, np.arange(600))
+    write_faultless(tmp_path, np.repeat(np.arange(300), 2), [f"category {i}" for i in range(300)])
     for name in ("report", "confusion_matrix"):
         h, w, _ = read_picture(str(tmp_path / f"{name}.png")).shape
         assert max(h, w) < 8000
@@ -233,7 +226,7 @@ def test_visualdl_shows_the_curves_of_every_category(tmp_path):
     labels = rng.integers(0, 3, 300)
     p = rng.dirichlet([1, 1, 1], 300)
     log = RunLog(str(tmp_path))
-    log.results(report, {"seed": 1}, {"student": Answers([], [], p, p)}, labels)
+    log.results(report, {"student": Answers([], [], p, p)}, labels)
     log.close()
     (file,) = glob.glob(str(tmp_path / "student" / "vdlrecords*"))
     log = reader(file_path=file)
@@ -273,10 +266,14 @@ def test_titles_are_shortened_in_the_middle():
     assert padded("纸", 4, right=True) == "  纸"
 
 
-def test_contact_sheet_is_a_picture_also_without_a_screen(tmp_path, capsys):
+def test_without_a_screen_a_contact_sheet_is_drawn_and_said_where(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "platform", "linux")
+    for name in ("DISPLAY", "WAYLAND_DISPLAY"):
+        monkeypatch.delenv(name, raising=False)
     squares = [np.full((40, 40, 3), 40 * i, np.uint8) for i in range(7)]
-    sheet = contact_sheet(squares, ["金属"] * 7, str(tmp_path / "sheet.png"))
+    sheet = contact_sheet(squares, ["金属"] * 7, str(tmp_path / "sheet.png"), show=True)
     assert sheet.dtype == np.uint8 and sheet.shape[2] == 3 and (tmp_path / "sheet.png").stat().st_size > 1000
+    assert capsys.readouterr().out == f"--show: no screen here, see {tmp_path / 'sheet.png'}\n"
 
 
 def test_a_text_with_a_very_long_line_becomes_a_picture_that_can_be_read(tmp_path):
@@ -291,8 +288,7 @@ def test_scalars_do_not_depend_on_visualdl(tmp_path, monkeypatch, capsys):
     log.scores("fold2", {name: 0.25 for name in COLUMNS[1:]} | {"epoch": 1})
     log.image("picture", np.zeros((4, 4, 3), np.uint8))
     log.close()
-    with open(tmp_path / "scalars.csv", encoding="utf-8") as f:
-        assert [r["fold"] + r["epoch"] + r["val_accuracy"] for r in csv.DictReader(f)] == ["fold210.25"]
+    assert [r["fold"] + r["epoch"] + r["val_accuracy"] for r in read_rows(tmp_path / "scalars.csv")] == ["fold210.25"]
 
 
 def test_visualdl_may_fail_at_any_moment(tmp_path, capsys):

@@ -6,7 +6,7 @@ import shutil
 import numpy as np
 import paddle
 import pytest
-from test_training import TinyTrunk, weights_of
+from test_training import TinyTrunk, parted, weights_of
 
 from models.teacher_model import fit_heads
 from utils import runtime
@@ -22,8 +22,7 @@ class Cut(BaseException):
 
 def build(settings):
     """(students of two folds and the control of one, pictures, parts)"""
-    pictures = load_pictures(settings.data_dir, settings.image_size, cache_dir=settings.cache_dir)
-    parts = stratified_parts(pictures.labels, settings.num_folds, settings.seed)
+    pictures, parts = parted(settings)
     features = np.random.default_rng(0).normal(size=(1, len(pictures), 5)).astype("float32")
     heads = fit_heads(features, pictures.labels, parts, range(2), settings)
     folds = [build_fold(k, pictures.labels, parts, heads[k], s, name=name) for k, s, name in

@@ -25,12 +25,17 @@ def weights_of(fold):
     return {k: v.numpy() for k, v in fold.student.state_dict().items()}
 
 
+def parted(settings):
+    """The tiny set, and the part of each of its pictures."""
+    pictures = load_pictures(settings.data_dir, settings.image_size, cache_dir=settings.cache_dir)
+    return pictures, stratified_parts(pictures.labels, settings.num_folds, settings.seed)
+
+
 def run(settings, which, square=None, threads=2, watch=None, folds=None, by="index"):
     """Train the folds `which` on the tiny set; returns {fold number or name: Fold}."""
-    pictures = load_pictures(settings.data_dir, settings.image_size, cache_dir=settings.cache_dir)
+    pictures, parts = parted(settings)
     if square:
         pictures.square = square(pictures.square)
-    parts = stratified_parts(pictures.labels, settings.num_folds, settings.seed)
     paddle.seed(5)
     trunk = runtime.compiled(TinyTrunk(), [3, 32, 32])
     features = np.random.default_rng(0).normal(size=(1, len(pictures), 5)).astype("float32")
@@ -75,8 +80,7 @@ def test_the_fast_ways_equal_the_plain_ones(settings, monkeypatch):
 
 
 def test_pixels_of_part_k_change_no_weight_of_student_k(settings):
-    pictures = load_pictures(settings.data_dir, 32, cache_dir=settings.cache_dir)
-    parts = stratified_parts(pictures.labels, 3, settings.seed)
+    pictures, parts = parted(settings)
     before = run(settings, [0, 1, 2])
     after = run(settings, [0, 1, 2], lambda square: lambda i: 255 - square(i) if parts[i] == 1 else square(i))
     for k in range(3):
@@ -114,8 +118,7 @@ def test_a_teacher_to_whom_nobody_listens_is_not_asked(settings):
 
 
 def test_frozen_parameters_and_statistics_do_not_move(settings):
-    pictures = load_pictures(settings.data_dir, 32, cache_dir=settings.cache_dir)
-    parts = stratified_parts(pictures.labels, 3, settings.seed)
+    pictures, parts = parted(settings)
     before = {}
 
     def folds(heads):
@@ -157,8 +160,7 @@ def test_teacher_and_student_see_the_same_mixed_picture(settings):
 def test_loss_gets_the_labels_and_the_share_of_the_pictures_that_were_mixed(settings, monkeypatch):
     """Mixup starts after the warm-up epoch; lam, both labels and the learning rate belong to the mixed picture."""
     settings.freeze_depth, settings.num_epochs = 0, 3
-    pictures = load_pictures(settings.data_dir, 32, cache_dir=settings.cache_dir)
-    parts = stratified_parts(pictures.labels, 3, settings.seed)
+    pictures, parts = parted(settings)
     seen, calls = [], []
 
     def watch(trunk, folds):
@@ -218,7 +220,7 @@ def test_control_twins_start_alike_see_the_same_batches_and_learn_without_the_te
     start, seen = {}, {}
 
     def folds(heads):
-        both = [build_fold(1, labels, parts, heads[1], s, name=name)
+        both = [build_fold(1, pictures.labels, parts, heads[1], s, name=name)
                 for s, name in ((settings, "fold"), (control_settings(settings), "control"))]
         for f in both:
             start[f.name], seen[f.name] = weights_of(f), []
@@ -238,8 +240,7 @@ def test_control_twins_start_alike_see_the_same_batches_and_learn_without_the_te
     def run_twins(scale):
         twins = run(settings, [1], folds=folds, watch=lambda trunk, _: lambda x: trunk(x) * scale, by="name")
         return {name: weights_of(f) for name, f in twins.items()}
-    pictures = load_pictures(settings.data_dir, 32, cache_dir=settings.cache_dir)
-    labels, parts = pictures.labels, stratified_parts(pictures.labels, 3, settings.seed)
+    pictures, parts = parted(settings)
     end = run_twins(1)
     for name, value in start["fold1"].items():
         np.testing.assert_array_equal(value, start["control1"][name], err_msg=name)
@@ -278,8 +279,7 @@ def test_learning_rate():
 
 
 def test_evaluation_judges_each_picture_by_its_own_student(settings):
-    pictures = load_pictures(settings.data_dir, 32, cache_dir=settings.cache_dir)
-    parts = stratified_parts(pictures.labels, 3, settings.seed)
+    pictures, parts = parted(settings)
     parts[:4] = 0  # parts of different sizes
     settings.freeze_depth = 0
     head = Head(np.zeros([5, 3], "float32"), np.zeros([1, 3], "float32"), *np.ones([2, 5], "float32"))
@@ -303,8 +303,7 @@ def test_a_loss_that_is_not_finite_stops_its_fold_alone(settings):
         folds[0].student.pool = broken
         return trunk
     folds = run(settings, [0, 1], watch=watch)
-    pictures = load_pictures(settings.data_dir, 32, cache_dir=settings.cache_dir)
-    parts = stratified_parts(pictures.labels, 3, settings.seed)
+    pictures, parts = parted(settings)
     batch = epoch_order(parts, [0, 1, 2], 2, settings.seed, 0)[2][2:]
     for words in ("epoch 1, step 3 of 5", "learning rate 0.0006;", "lower --base_lr",
                   f"pictures {', '.join(pictures.paths[i] for i in batch)})"):

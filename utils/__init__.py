@@ -16,9 +16,8 @@ def processor():
     return platform.processor()
 
 
-# One thread per operator: the folds train in one Python thread each, which keeps every core busier
-# than operators that split up. It also makes a
-# student's weights independent of how many folds run beside it. The predictor has threads of its own.
+# One thread per operator: the folds train in one Python thread each, which keeps every core busier than operators that split
+# up. It also makes a student's weights independent of how many folds run beside it. The predictor has threads of its own.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 # After each layer the predictor's threads spin for 200 ms, in case another one follows, and take a core from the folds, which
 # come next. With 1 ms the folds take 6 % less time; with 0 the predictor takes longer, 7 ms instead of 4.5 for one picture.

@@ -17,7 +17,9 @@ import numpy as np
 from paddle.utils.download import WEIGHTS_HOME, get_weights_path_from_url
 from paddle.vision.models import mobilenetv2, resnet
 
-from utils.settings import DOWNLOAD, RANDOM, InputError
+from utils import runtime
+from utils.settings import BLOCKS, DOWNLOAD, RANDOM, InputError
+from utils.transforms import MEAN, STD, square_side
 
 _NUMPY = ("numpy.core.multiarray", "numpy._core.multiarray")
 _ALLOWED = {("numpy", "ndarray"), ("numpy", "dtype"), ("collections", "OrderedDict"), ("_codecs", "encode"),
@@ -132,6 +134,24 @@ def write_json(path, content):
     write_whole(path, lambda f: f.write(text.encode(errors="backslashreplace")))
 
 
+def weights_path(settings, fold):
+    return os.path.join(settings.save_dir, f"best_model_fold{fold.index}.pdparams")
+
+
+def describe(fold, run, settings, pictures):
+    """The JSON beside a weights file: all that inference or a reader needs to know."""
+    return {
+        "categories": pictures.categories, "image_size": settings.image_size,
+        "preprocessing": {"square": square_side(settings.image_size), "centre_crop": settings.image_size,
+                          "channels": "RGB", "mean": MEAN, "std": STD,
+                          "steps": "turn as EXIF says; cut the central square of the whole picture; resize it to `square` "
+                                   "pixels (OpenCV's INTER_AREA to make it smaller, INTER_CUBIC to make it larger); cut its "
+                                   "centre of `centre_crop` pixels; (value / 255 - mean) / std"},
+        "architecture": "MobileNetV2", "freeze_depth": settings.freeze_depth, "fold": fold.index,
+        "num_folds": settings.num_folds, "epoch": fold.best_epoch, "scores": fold.history[fold.best_epoch - 1], "run": run,
+        "settings": vars(settings), "versions": runtime.versions()}
+
+
 def update_about(path, **changes):
     """Add to the JSON beside a weights file, or change it; raises InputError like read_about."""
     write_json(about_path(path), {**read_about(path), **changes})
@@ -151,7 +171,7 @@ def read_about(path):
             about = json.load(f)
         categories, size, depth = (about[k] for k in ("categories", "image_size", "freeze_depth"))
         if not (isinstance(categories, list) and len(categories) > 1 and all(isinstance(c, str) for c in categories)
-                and isinstance(size, int) and 32 <= size <= 1024 and isinstance(depth, int) and 0 <= depth <= 19):
+                and isinstance(size, int) and 32 <= size <= 1024 and isinstance(depth, int) and 0 <= depth <= BLOCKS):
             raise ValueError("categories, image_size or freeze_depth is not what main.py writes")
         temperature = about.get("temperature", 1.0)  # a run that has not ended has not calibrated its students
         if not (isinstance(temperature, (int, float)) and 0 < temperature < math.inf):

@@ -162,10 +162,12 @@ def find_copies(pictures, workers=runtime.CORES, near=True):
 
     def same(pair):
         i, j = pair
-        a, b = detail(i), detail(j)
-        return any(max(agreement(a, b_turned), agreement(b_turned, a)) >= AGREE
-                   for s in SYMMETRIES if symmetric(rough[j], *s).ravel() @ rough[i].ravel() >= ALIKE
-                   for b_turned in [symmetric(b, *s)])
+        for s in SYMMETRIES:
+            if symmetric(rough[j], *s).ravel() @ rough[i].ravel() >= ALIKE:
+                a, b = detail(i), symmetric(detail(j), *s)
+                if max(agreement(a, b), agreement(b, a)) >= AGREE:
+                    return True
+        return False
     answers = runtime.progress(prefetch(same, candidates, workers), "confirming copies", len(candidates), "pair")
     pairs += [tuple(pair) for pair, yes in zip(candidates, answers) if yes]
     return np.array(sorted(pairs), np.int64).reshape(-1, 2)

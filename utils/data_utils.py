@@ -197,6 +197,7 @@ def _decode_all(data_dir, found, side, cache_dir, cache_gb, workers):
     stored = min(len(found), int(cache_gb * 1e9 / (3 * side**2)))
     key = json.dumps([CACHE_VERSION, cv2.__version__, os.path.abspath(data_dir), side, stored, found])
     name = os.path.join(cache_dir, hashlib.sha256(key.encode()).hexdigest()[:24])
+    blank, reasons, try_again = np.zeros((side, side, 3), np.uint8), {}, []
 
     def cached():
         """None where there is none yet, it is damaged, or one more file can be read now."""
@@ -214,7 +215,6 @@ def _decode_all(data_dir, found, side, cache_dir, cache_gb, workers):
             return to_square(read_picture(os.path.join(data_dir, candidates[i])), side), None
         except UnreadablePicture as e:
             return blank, e
-    blank, reasons, try_again = np.zeros((side, side, 3), np.uint8), {}, []
 
     def write(file):
         np.lib.format.write_array_header_1_0(file, dict(descr="|u1", fortran_order=False, shape=(stored, *blank.shape)))

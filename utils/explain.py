@@ -30,7 +30,7 @@ def heat_maps(students, temperatures, x, categories):
         total += np.einsum("bc,bchw->bhw", gradient.numpy(), features.numpy())
     heat = np.maximum(total, 0)
     heat /= np.maximum(heat.max((1, 2), keepdims=True), 1e-12)
-    return np.stack([np.clip(cv2.resize(h, x.shape[:1:-1], interpolation=cv2.INTER_CUBIC), 0, 1) for h in heat])
+    return np.stack([np.clip(cv2.resize(h, (x.shape[3], x.shape[2]), interpolation=cv2.INTER_CUBIC), 0, 1) for h in heat])
 
 
 def explain(students, temperatures, view, category):

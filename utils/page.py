@@ -72,9 +72,12 @@ def examples(folds, probabilities, pictures):
     few = max(1, min(EXAMPLES, MOST // (2 * len(pictures.categories))))
     rows, shown = np.concatenate([f.pictures for f in folds]), {c: [] for c in pictures.categories}
     labels, guess, confidence = pictures.labels[rows], probabilities.argmax(1), probabilities.max(1)
-    chosen = [i for c in range(len(pictures.categories)) for wrong in (False, True)
-              for i in sorted(np.flatnonzero((labels == c) & ((guess != labels) == wrong)),
-                              key=lambda i: -confidence[i])[:few]][:MOST]
+    chosen = []
+    for c in range(len(pictures.categories)):
+        for some in (labels == c) & (guess == labels), (labels == c) & (guess != labels):
+            there = np.flatnonzero(some)
+            chosen += there[np.argsort(-confidence[there], kind="stable")][:few].tolist()
+    chosen = chosen[:MOST]
     drawn = {}
     for f in folds:
         load_into(f.student, f.best_weights, f.name)

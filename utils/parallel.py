@@ -137,7 +137,8 @@ class Team:
         self.called.set()
         rounds, unheard = self.rounds, 0
         while self.passed < self.reached:
-            rounds, unheard = self.rounds, unheard + 1 if self.rounds == rounds else 0
+            unheard = unheard + 1 if self.rounds == rounds else 0
+            rounds = self.rounds
             if unheard > SILENT / POLL:
                 self.lost = f"process {self.rank} has not heard of the others for {SILENT} s"
             if self.lost:

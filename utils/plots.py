@@ -2,6 +2,7 @@
 
     python main.py --sample        # draws them into logs/<run>/
 """
+import math
 import os
 import sys
 import warnings
@@ -93,9 +94,8 @@ def plot_confidence(report, path):
     axes["pictures"].set(xlabel="confidence", ylabel="pictures", xlim=(0, 1), yscale="symlog", ylim=(0, None))
     axes["pictures"].yaxis.set_major_formatter("{x:.0f}")
     points = report["coverage"]
-    answered, low, high = ([100 * v for v in column] for column in zip(
-        *((p["answered"], *p["accuracy_interval"]) for p in points)))
-    axes["coverage"].plot(answered, [100 * p["accuracy"] for p in points], "o-", ms=4)
+    answered, right, low, high = 100 * np.array([(p["answered"], p["accuracy"], *p["accuracy_interval"]) for p in points]).T
+    axes["coverage"].plot(answered, right, "o-", ms=4)
     axes["coverage"].fill_between(answered, low, high, alpha=0.15, label="95 % interval")
     axes["coverage"].set(xlabel="answered, % of the pictures, the surest first",
                          ylabel="right, % of the answered", title="Coverage", xlim=(0, 101))
@@ -115,13 +115,13 @@ def plot_text(text, path):
     fig.savefig(path, dpi=120)
 
 
-def contact_sheet(squares, titles, path, show=False, columns=5):
+def contact_sheet(squares, titles, path, show=False):
     """Draw pictures with titles into a PNG file, and in a window if asked for; returns it as uint8 RGB [H, W, 3].
 
     Each line of a title is shortened to the width of its picture. Without a screen, one line says where the file is.
     """
-    columns = min(columns, len(squares))
-    rows = -(-len(squares) // columns)
+    columns = min(5, len(squares))
+    rows = math.ceil(len(squares) / columns)
     lines = max(title.count("\n") for title in titles) + 1
     fig = Figure(figsize=(2.1 * columns, (2.2 + 0.2 * lines) * rows), layout="constrained")
     axes = fig.subplots(rows, columns, squeeze=False)

@@ -9,7 +9,7 @@ import time
 
 import filelock
 
-from utils.checkpoint import write_whole
+from utils.checkpoint import write_json
 from utils.settings import InputError
 
 
@@ -55,6 +55,16 @@ def writable(option, folder):
         raise InputError(f"cannot write to --{option} {folder}: {e.strerror}; choose another folder") from e
 
 
+def new_place(option, path):
+    """Raise InputError, naming the option, unless a file or folder can be made that is not there yet."""
+    parent = os.path.dirname(os.path.abspath(path))
+    if os.path.lexists(path or "."):
+        raise InputError(f"--{option} {path}: exists already; choose another name, or remove it first")
+    if not os.path.isdir(parent):
+        raise InputError(f"--{option} {path}: there is no folder {parent}; make it first, or choose another name")
+    writable(option, parent)
+
+
 def quoted(path):
     """The path for a command that the program prints: in quotes if its shell needs them."""
     return subprocess.list2cmdline([path]) if os.name == "nt" else shlex.quote(path)
@@ -80,5 +90,5 @@ def lock(folder, advice="wait for it"):
     except (OSError, NotImplementedError) as e:
         raise InputError(f"cannot lock {folder}: {e}; choose another folder") from e
     about = dict(pid=os.getpid(), host=socket.gethostname(), since=time.strftime("%Y-%m-%d %H:%M:%S"))
-    write_whole(holder, lambda f: f.write(json.dumps(about).encode()))
+    write_json(holder, about)
     return held

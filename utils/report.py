@@ -71,18 +71,18 @@ def build_report(folds, answers, pictures, parts, groups, networks=None):
     rows = np.concatenate([f.pictures for f in folds])
     groups = groups[rows]
     labels, names = pictures.labels[rows], pictures.categories
-    suffix = "_cross_fitted" if len(folds) > 1 else ""
-    headline = answers[f"student{suffix}"]
+    student = "student_cross_fitted" if len(folds) > 1 else "student"
+    control, headline = student.replace("student", "control"), answers[student]
     guess = {name: a.probabilities.argmax(1) for name, a in answers.items()}
     categories, averages = _categories(headline.probabilities, labels, names, groups)
     report = {
-        "headline": f"student{suffix}",
+        "headline": student,
         "out_of_fold": {"pictures": len(rows), "of": len(parts), "groups": len(np.unique(groups)),
                         **{name: score(a.probabilities, labels, a.raw, groups) for name, a in answers.items()}},
-        "agreement_with_teacher": float((guess[f"student{suffix}"] == guess["teacher"]).mean()),
-        "folds": _folds(folds, answers, labels, groups),
+        "agreement_with_teacher": float((guess[student] == guess["teacher"]).mean()),
+        "folds": _folds(folds, answers, labels, groups, student, control),
         "categories": categories, "averages": averages,
-        "confusion_matrix": confusion_matrix(labels, guess[f"student{suffix}"], labels=np.arange(len(names))).tolist(),
+        "confusion_matrix": confusion_matrix(labels, guess[student], labels=np.arange(len(names))).tolist(),
         "category_names": names,
         "settings": dict(vars(folds[0].settings)),
         "reliability": {when: dict(zip(("pictures", "right", "sum_of_confidence"),
@@ -92,19 +92,21 @@ def build_report(folds, answers, pictures, parts, groups, networks=None):
         "needed_confidence": {str(t): needed_confidence(headline.probabilities, labels, t, groups) for t in TARGETS},
         "worst_mistakes": _mistakes(headline, labels, rows, pictures)[:SHEET],
     }
-    report["over_folds"] = {
-        key: {"mean": float(np.mean(values)), "std": float(np.std(values, ddof=1)) if len(values) > 1 else 0.0}
-        for key in report["folds"][0] if key.endswith(("accuracy", "f1", "error", "difference_to_control"))
-        for values in [[f[key] for f in report["folds"]]]}
-    if "control" in answers:
-        report["student_against_control"] = compare(labels, guess[f"student{suffix}"], guess[f"control{suffix}"], groups)
+    report["over_folds"] = {}
+    for key in report["folds"][0]:
+        if key.endswith(("accuracy", "f1", "error", "difference_to_control")):
+            values = [f[key] for f in report["folds"]]
+            std = float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
+            report["over_folds"][key] = {"mean": float(np.mean(values)), "std": std}
+    if control in answers:
+        report["student_against_control"] = compare(labels, guess[student], guess[control], groups)
     if networks:
         report["networks"] = networks
     return report
 
 
-def _folds(folds, answers, labels, groups):
-    """One dict of figures per fold; those of its weights file have no prefix."""
+def _folds(folds, answers, labels, groups, student, control):
+    """One dict of figures per fold; those of its weights file have no prefix. student, control: who is compared."""
     ends = np.cumsum([len(f.pictures) for f in folds])
     table = []
     for k, (f, end) in enumerate(zip(folds, ends)):
@@ -116,10 +118,8 @@ def _folds(folds, answers, labels, groups):
             row["cross_fitted_epoch"] = answers["student_cross_fitted"].epochs[k]
         row |= {f"{name.removeprefix('student_')}_accuracy": v["accuracy"]
                 for name, v in figures.items() if name != "student"}
-        if "control" in answers:
-            suffix = "_cross_fitted" if "student_cross_fitted" in answers else ""
-            row["difference_to_control"] = (figures[f"student{suffix}"]["accuracy"]
-                                            - figures[f"control{suffix}"]["accuracy"])
+        if control in answers:
+            row["difference_to_control"] = figures[student]["accuracy"] - figures[control]["accuracy"]
         table.append(row)
     return table
 
@@ -173,7 +173,7 @@ def report_text(report):
         lines.append(f"The teacher is weaker than its student, but so is the control without one: {control['accuracy']:.4f}.")
     elif teacher["accuracy"] < best["accuracy"]:
         s = Settings(**report["settings"])
-        less = [how for how, heard in (("--alpha 1", s.alpha < 1), ("a smaller --feature_weight", s.guesses))
+        less = [how for how, heard in (("--alpha 1", s.alpha < 1), ("a smaller --feature_weight", s.learns_features))
                 if heard]
         if less:
             lines += [f"note: the teacher ({teacher['accuracy']:.4f}) is weaker than its student ({best['accuracy']:.4f}) and "
@@ -272,7 +272,7 @@ def write_report(folder, report, folds, answers, pictures, groups):
     plot_curves(folds, report, os.path.join(folder, "curves.png"))
     if mistakes:
         number = {path: i for i, path in enumerate(pictures.paths)}
-        contact_sheet(*zip(*((pictures.square(number[m["path"]]),
-                              f"{m['label']} → {m['prediction']}\n{m['confidence']:.3f}  {m['path']}")
-                             for m in report["worst_mistakes"])), os.path.join(folder, "mistakes.png"))
+        squares = [pictures.square(number[m["path"]]) for m in report["worst_mistakes"]]
+        titles = [f"{m['label']} → {m['prediction']}\n{m['confidence']:.3f}  {m['path']}" for m in report["worst_mistakes"]]
+        contact_sheet(squares, titles, os.path.join(folder, "mistakes.png"))
     return text

@@ -118,7 +118,7 @@ class RunLog:
             self.writer("student").add_graph(student, [paddle.static.InputSpec([-1, 3, *2 * [settings.image_size]])])
 
     @unless_visualdl_fails("VisualDL does not show all results")
-    def results(self, report, settings, answers, labels):
+    def results(self, report, answers, labels):
         """The report: its text and plots as pictures, its figures, and of everyone in `answers` a precision-recall and
         an ROC curve per category. answers: {name: utils.report.Answers}; labels: int [N], of the same rows."""
         if not self.LogWriter:
@@ -133,8 +133,8 @@ class RunLog:
                    for key in ("accuracy", "macro_f1", "calibration_error")}
         against = report.get("student_against_control") or {}
         metrics |= {f"result/{key}": against[key] for key in ("errors_removed", "mcnemar_p") if against.get(key) is not None}
-        values = {k: v if isinstance(v, (int, float)) and not isinstance(v, bool) else printable(str(v)) if v != () else "all"
-                  for k, v in settings.items()}
+        values = {k: "all" if v == () else v if type(v) in (int, float) else printable(str(v))  # not bool, which is an int
+                  for k, v in report["settings"].items()}
         writer = self.writer("result")  # settings beside final figures: VisualDL's table of runs
         writer.add_hparams(hparams_dict=values, metrics_list=list(metrics))
         for name, value in metrics.items():

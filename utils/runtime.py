@@ -1,4 +1,4 @@
-"""Threads, device, and the fastest exact way to run a network that no longer learns."""
+"""Threads, device, and the fastest way to run a network that no longer learns."""
 import ctypes
 import errno
 import math

@@ -14,6 +14,7 @@ import os
 import unicodedata
 from dataclasses import dataclass, field
 
+BLOCKS = 19  # of MobileNetV2 (Sandler et al. 2018): the first convolution, 17 inverted residuals, the last convolution
 DOWNLOAD, RANDOM = "paddle", "random"
 NEWEST = "the newest"  # of --resume without a folder
 
@@ -50,7 +51,7 @@ class Settings:
                                    "'random': an untrained network, no download (for trying out)", free=True)
     student_weights: str = setting(DOWNLOAD, "MobileNetV2 .pdparams file, 'paddle' or 'random', likewise", free=True)
     freeze_depth: int = setting(14, "frozen blocks of the student, of 19; 0 trains all of it, 19 only the head, which "
-                                "features cannot teach", 0, 19)
+                                "features cannot teach", 0, BLOCKS)
     dropout: float = setting(0.5, "share of the student's hidden units dropped in training", 0, 0.95)
     head_views: int = setting(2, "augmented views per picture, beside the plain one, that the teacher's "
                               "heads are fitted on; at most 20,000 / number of pictures", 0, 20)
@@ -116,20 +117,20 @@ class Settings:
             if place.startswith(data) and not place.removeprefix(data).startswith("."):
                 raise InputError(f"--{name} {getattr(self, name)}: is or lies in --data_dir {self.data_dir}, where every "
                                  "sub-folder is a category; choose another place, or name the categories with --categories")
-        if self.control and not self.listens:
+        if self.control and not self.has_teacher:
             raise InputError("--control: with --alpha 1 and --feature_weight 0 (or --freeze_depth 19, where features teach "
                              "nothing) the student has no teacher either, and its twin would be the same; leave --control out")
         return self
 
     @property
-    def listens(self):
+    def has_teacher(self):
         """Whether the student hears the teacher at all."""
-        return self.alpha < 1 or self.guesses
+        return self.alpha < 1 or self.learns_features
 
     @property
-    def guesses(self):
+    def learns_features(self):
         """Whether it learns by guessing the teacher's features: where all of its blocks are frozen, its own never change."""
-        return self.feature_weight > 0 and self.freeze_depth < 19
+        return self.feature_weight > 0 and self.freeze_depth < BLOCKS
 
 
 # What `--sample` changes: pictures drawn by data/make_sample.py, networks that need no download.

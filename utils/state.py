@@ -41,6 +41,7 @@ class Checkpointer:
     def __init__(self, folder, folds, minutes):
         self.folder, self.folds, self.minutes, self.saved = folder, folds, minutes, time.monotonic()
         self.whole = None  # the newest state that is known to be whole
+        self.advice = f"to go on: python main.py --resume {quoted(folder)}"
         numbers = sum(v.size for f in folds for layer in (f.student, f.regressor) if layer
                       for v in layer.state_dict().values())
         answers = sum(f.settings.num_epochs * len(f.pictures) * len(f.class_weights) for f in folds)  # of all epochs
@@ -81,7 +82,7 @@ class Checkpointer:
             _write(path, dict(scores={f.name: {key: getattr(f, key) for key in SCORES} for f in self.folds}), arrays)
             self.whole = path
             team.barrier()
-        self.saved, stops.advice = time.monotonic(), f"to go on: {resume_command(self.folder)}"
+        self.saved, stops.advice = time.monotonic(), self.advice
         if stops.asked:
             raise Stopped(stops.asked)
 
@@ -98,7 +99,7 @@ class Checkpointer:
         for f in self.folds:
             mine = {k[len(f.name) + 1:]: v for k, v in arrays.items() if k.startswith(f.name + ".")}
             _set(f, mine, about["scores"][f.name], path)
-        self.whole, stops.advice = path, f"to go on: {resume_command(self.folder)}"
+        self.whole, stops.advice = path, self.advice
         return tuple(int(n) for n in os.path.basename(path)[:-len(".npz")].split("-")[1:])
 
 
@@ -243,10 +244,6 @@ def end(folder):
     for pattern in ("state-*", "start.npz*"):
         for path in glob.glob(os.path.join(glob.escape(folder), pattern)):
             os.remove(path)
-
-
-def resume_command(folder):
-    return f"python main.py --resume {quoted(folder)}"
 
 
 def _states(folder):

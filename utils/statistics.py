@@ -25,7 +25,11 @@ def cross_fitted_epochs(accuracy_per_fold):
     """
     longest = max(map(len, accuracy_per_fold))
     table = np.array([[*a, *[a[-1]] * (longest - len(a))] for a in accuracy_per_fold])
-    return [min(len(a), int(np.delete(table, k, 0).mean(0).round(12).argmax()) + 1) for k, a in enumerate(accuracy_per_fold)]
+    chosen = []
+    for k, own in enumerate(accuracy_per_fold):
+        others = np.delete(table, k, 0).mean(0).round(12)  # equal means, summed up in another order, stay equal
+        chosen.append(min(len(own), int(others.argmax()) + 1))
+    return chosen
 
 
 def wilson(right, groups=None):

@@ -71,7 +71,7 @@ def build_fold(index, labels, parts, head, settings, weights=("random weights", 
         if arrays:
             load_into(student.features, arrays, source, "features.")
         learning = [p for p in student.parameters() if not p.stop_gradient]
-        if settings.guesses:
+        if settings.learns_features:
             regressor = paddle.nn.Linear(student.hidden.weight.shape[0], len(head.mean))
             learning += regressor.parameters()
         optimizer = paddle.optimizer.Adam(settings.base_lr, weight_decay=settings.weight_decay, parameters=learning,
@@ -204,15 +204,11 @@ def train(folds, pictures, parts, trunk, settings, threads, on_epoch=None, on_st
     """
     s, labels = settings, pictures.labels
     num_parts, per_part = s.num_folds, pictures_per_part(s)
-    steps = -(-int(np.bincount(parts).max()) // per_part)
     prefix = (runtime.compiled(folds[0].student.features[:s.freeze_depth], [3, s.image_size, s.image_size], threads)
               if s.freeze_depth else paddle.to_tensor)
-    if not any(f.settings.listens for f in folds):
+    if not any(f.settings.has_teacher for f in folds):
         trunk = silent
     pool = fold_pool(threads)
-
-    def rate_at(f, epoch, step):
-        return learning_rate(epoch * steps + step, s.num_epochs * steps, s.warmup_epochs * steps, f.settings.base_lr)
 
     for epoch in range(start[0], s.num_epochs):
         done = start[1] if epoch == start[0] else 0
@@ -223,6 +219,7 @@ def train(folds, pictures, parts, trunk, settings, threads, on_epoch=None, on_st
         # A part that only its own student would leave out is needed by nobody once that student is alone.
         needed = [p for p in range(num_parts) if any(f.index != p for f in active)]
         order = epoch_order(parts, needed, per_part, s.seed, epoch)
+        steps = len(order)
         part_of = np.repeat(needed, per_part)
         seen_by = {f: np.flatnonzero(part_of != f.index) for f in active}  # of a batch: all but the pictures of its own part
         on_device = {f: paddle.to_tensor(rows) for f, rows in seen_by.items()}
@@ -243,6 +240,9 @@ def train(folds, pictures, parts, trunk, settings, threads, on_epoch=None, on_st
                            for i in order[step][drawn]])
             return mixed(x, place[:len(rows)], place[len(rows):], lam), partner, lam
 
+        def rate_at(f, step):
+            return learning_rate(epoch * steps + step, s.num_epochs * steps, s.warmup_epochs * steps, f.settings.base_lr)
+
         def step_of(f, before, step, features, maps, partner, lam):
             """One step of one student, after the one before."""
             if before:
@@ -253,7 +253,23 @@ def train(folds, pictures, parts, trunk, settings, threads, on_epoch=None, on_st
             batch, partners = order[step][rows], order[step][partner[rows]]
             a, b, mask = map(paddle.to_tensor, (labels[batch], labels[partners], mask))
             learn(f, maps.index_select(on_device[f]), features.index_select(on_device[f]), a, b, lam, mask,
-                  rate_at(f, epoch, step), step)
+                  rate_at(f, step), step)
+
+        def judge(f, p):
+            """From its answers p on its own part: (why it failed or "", p, scores of the epoch, weights if it is a new peak)."""
+            loss, right, seen, healthy = f.sums.numpy().astype("float64")
+            if healthy < steps or not np.isfinite(p).all():
+                step = int(min(healthy, steps - 1))
+                batch = order[step][seen_by[f]]
+                some = [printable(pictures.paths[i]) for i in batch[:5]] + ["..."] * (len(batch) > 5)
+                failed = (f"epoch {epoch + 1}, step {step + 1} of {steps}: the loss or a weight is no longer a finite number "
+                          f"(learning rate {rate_at(f, step):.3g}; pictures {', '.join(some)}); lower --base_lr")
+                return failed, p, None, None
+            of_truth = p[np.arange(len(p)), labels[f.pictures]]
+            scores = dict(epoch=epoch + 1, learning_rate=rate_at(f, steps - 1), train_loss=loss / seen,
+                          train_accuracy=right / seen, val_loss=float(-np.log(of_truth + 1e-12).mean()),
+                          val_accuracy=float((p.argmax(1) == labels[f.pictures]).mean()))
+            return "", p, scores, arrays_of(f.student) if scores["val_accuracy"] > f.best_accuracy else None
 
         mine = [f for f in active if team.owns(f)]
         together = steps_together(threads, len(mine))
@@ -275,26 +291,9 @@ def train(folds, pictures, parts, trunk, settings, threads, on_epoch=None, on_st
                     on_step(epoch, step + 1)
 
         on_batch = functools.partial(on_step, epoch, steps) if on_step and team.size == 1 else None
-        judged = dict(zip(mine, evaluate(mine, prefix, pictures, s, threads, on_batch) if mine else ()))
+        answers = dict(zip(mine, evaluate(mine, prefix, pictures, s, threads, on_batch) if mine else ()))
         for f in active:
-            failed, p, scores, best = "", None, None, None
-            if f in judged:
-                p, (loss, right, seen, healthy) = judged[f], f.sums.numpy().astype("float64")
-                if healthy < steps or not np.isfinite(p).all():
-                    step = int(min(healthy, steps - 1))
-                    batch = order[step][seen_by[f]]
-                    some = [printable(pictures.paths[i]) for i in batch[:5]] + ["..."] * (len(batch) > 5)
-                    failed = (f"epoch {epoch + 1}, step {step + 1} of {steps}: the loss or a weight is no longer a finite "
-                              f"number (learning rate {rate_at(f, epoch, step):.3g}; pictures "
-                              f"{', '.join(some)}); lower --base_lr")
-                else:
-                    of_truth = p[np.arange(len(p)), labels[f.pictures]]
-                    scores = dict(epoch=epoch + 1, learning_rate=rate_at(f, epoch, steps - 1), train_loss=loss / seen,
-                                  train_accuracy=right / seen, val_loss=float(-np.log(of_truth + 1e-12).mean()),
-                                  val_accuracy=float((p.argmax(1) == labels[f.pictures]).mean()))
-                    if scores["val_accuracy"] > f.best_accuracy:
-                        best = arrays_of(f.student)
-            f.failed, p, scores, best = team.broadcast((failed, p, scores, best), team.owner(f))
+            f.failed, p, scores, best = team.broadcast(judge(f, answers[f]) if team.owns(f) else None, team.owner(f))
             if f.failed:
                 continue
             f.history.append(scores)
