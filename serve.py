@@ -144,7 +144,8 @@ def build_app(model_path, min_confidence=0.0):
         return "data:image/jpeg;base64," + base64.b64encode(explain(view, probabilities.argmax())).decode()
 
     async def one(upload, heat):
-        found, run = {"name": upload.filename or ""}, asyncio.get_running_loop().run_in_executor
+        name = (upload.filename or "").encode(errors="replace").decode()  # what JSON cannot hold: a client chose its charset
+        found, run = {"name": name}, asyncio.get_running_loop().run_in_executor
         try:
             view = await run(reading, view_of, upload)
         except UnreadablePicture as e:

@@ -46,6 +46,11 @@ def test_answers_and_errors_change_their_language(sample, service, browser, tmp_
         assert heat.evaluate("e => e.naturalWidth") > 0
         assert page.evaluate("document.documentElement.scrollWidth") <= width
         page.click("#language")
+    drag = {"x": 99, "y": 99, "data": {"items": [], "files": [str(sample[0] / "sample")], "dragOperationsMask": 1}}
+    for step in ("dragEnter", "drop"):  # a folder
+        page.context.new_cdp_session(page).send("Input.dispatchDragEvent", {"type": step, **drag})
+    page.locator("article").nth(3).locator(".error").wait_for()
+    assert page.locator("article h2").first.inner_text() in [words[2] for words in WORDS.values()]
     assert errors == [] and len(asked) > 4
     assert [url for url in asked if not url.startswith((address + "/", "data:", f"blob:{address}/"))] == []
     page.close()

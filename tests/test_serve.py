@@ -73,6 +73,11 @@ def test_whatever_it_is_sent_it_goes_on(sample, service):
             alone = post(address, (name, content))
             assert alone.status_code == 400 and odd["error"] in alone.json()["detail"]
     assert refused > 20
+    for charset, name in (("utf-7", b"+2AA-.png"), ("unicode_escape", b"\\ud800.png")):  # half a character
+        head = b'--x\r\nContent-Disposition: form-data; name="pictures"; filename="%s"\r\n\r\n' % name
+        response = httpx.post(address + "/predict", content=head + good + b"\r\n--x--", timeout=60,
+                              headers={"Content-Type": f"multipart/form-data; boundary=x; charset={charset}"})
+        assert response.status_code == 200 and response.json()["pictures"][0]["name"] == "?.png", response.text
     many = post(address, *[("good.png", good)] * 17)
     assert many.status_code == 413 and many.json()["detail"] == "a request may have 16 pictures, this one has 17"
     assert post(address, ("large", bytes(33 * 2**20))).status_code == 413

@@ -163,11 +163,11 @@ def test_pictures_parts_and_weights_must_be_as_they_were(settings, folder, tmp_p
         f.write(content)
     with open(os.path.join(folder, "cans", "new.png"), "wb") as f:
         f.write(content)
-    with pytest.raises(InputError, match="1 pictures are new, such as cans/new.png"):
+    with pytest.raises(InputError, match="1 pictures are new, or could not be read then, such as cans/new.png"):
         read_start(where, *load(), weights, 2)
 
 
-def test_settings_of_a_resumed_run(tmp_path, capsys):
+def test_settings_of_a_resumed_run(tmp_path, capsys, monkeypatch):
     from utils.run_log import record_run
     settings, _, folder = parse(["--num_folds", "3", "--categories", "a", "b", "--log_dir", str(tmp_path)])
     assert folder is None
@@ -199,6 +199,9 @@ def test_settings_of_a_resumed_run(tmp_path, capsys):
     with pytest.raises(InputError, match="--log_dir elsewhere: the run .* goes on where it is"):
         parse(["--resume", str(where), "--log_dir", "elsewhere"])
     assert parse(["--sample", "--resume", str(where)])[1] is False  # its data_dir may be the user's, on a disk that is not there
+    with monkeypatch.context() as m:
+        m.chdir(where)
+        assert parse(["--resume", "."])[0].log_dir == os.path.realpath(tmp_path)
     with pytest.raises(InputError, match="nowhere: not a run"):
         parse(["--resume", "nowhere"])
     assert not ended(str(where))

@@ -5,6 +5,7 @@
 OpenCV decodes. What it would show wrongly, and without a word, is refused here; benchmarks/fuzz_pictures.py
 found much of it.
 """
+import math
 import os
 import re
 import stat
@@ -63,12 +64,14 @@ def decode(data):
 
 def _decode(data):
     """What OpenCV would show wrongly and without a word is refused with a word."""
+    exif = data.find(b"Exif\0\0", 0, 2**18) if data.startswith(b"\xff\xd8") else -1
     turned = (data[8:12] == b"WEBP" and b"EXIF" in data and ORIENTATION.search(data, data.rfind(b"EXIF"))
+              or exif > 0 and b"http://ns.adobe.com/xap/" in data[:exif] and ORIENTATION.search(data, exif, exif + 400)
               or data[4:11] == b"ftypavi" and re.search(rb"irot[\x01-\x03]|imir", data[:20_000]))
     if data.startswith(PADDED) and data.endswith(bytes(64)):
         data = data.rstrip(b"\0")  # an interrupted copy has its full length, the rest zeros: now its end is missing
     if data[8:16] == b"WEBPVP8X" and len(data) > 30 and data[20] & 2:
-        if np.prod([1 + int.from_bytes(data[i:i + 3], "little") for i in (24, 27)]) > MAX_PIXELS:
+        if math.prod(1 + int.from_bytes(data[i:i + 3], "little") for i in (24, 27)) > MAX_PIXELS:
             raise UnreadablePicture(TOO_LARGE)  # OpenCV finds that out behind asking for the memory of all of them
         data = _still(data)
     if data.startswith(b"\x89PNG"):
@@ -97,7 +100,7 @@ def _decode(data):
     if picture is None:
         heic = HEIC.match(data) and b"avif" not in data[:64]
         raise UnreadablePicture("HEIC, which OpenCV does not read: save it as JPEG" if heic else UNKNOWN)
-    # OpenCV turns WebP from 4.13 on, and AVIF in no version so far
+    # OpenCV turns WebP, and a JPEG whose EXIF stands behind its XMP, from 4.13 on, and AVIF in no version so far
     if turned and np.array_equal(picture, cv2.imdecode(file, cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)):
         raise UnreadablePicture(f"stored turned or mirrored, which OpenCV {cv2.__version__} does not undo")
     return cv2.cvtColor(picture, cv2.COLOR_BGR2RGB)

@@ -185,6 +185,8 @@ def parse(argv=None, description=None):
     if folder == NEWEST:
         folder = newest_run(given.get("log_dir", Settings.log_dir))
     if folder:
+        if os.path.basename(os.path.normpath(folder)) in (os.curdir, os.pardir):
+            folder = os.path.abspath(folder)  # else the run would seem to lie in itself
         log_dir = os.path.dirname(os.path.normpath(folder)) or "."
         if os.path.realpath(given.get("log_dir", log_dir)) != os.path.realpath(log_dir):
             raise InputError(f"--log_dir {given['log_dir']}: the run {folder} goes on where it is; leave the option out")
