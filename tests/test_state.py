@@ -157,7 +157,7 @@ def test_pictures_parts_and_weights_must_be_as_they_were(settings, folder, tmp_p
     with pytest.raises(InputError, match="1 pictures are changed, such as glass/3.png; make it as it was"):
         read_start(where, *load(), weights, 2)
     os.remove(path)
-    with pytest.raises(InputError, match="1 pictures are gone, such as glass/3.png"):
+    with pytest.raises(InputError, match="1 pictures are gone, or cannot be read now, such as glass/3.png"):
         read_start(where, *load(), weights, 2)
     with open(path, "wb") as f:
         f.write(content)

@@ -31,7 +31,7 @@ EXTENSIONS = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".webp", ".tif",
               ".ppm", ".pgm", ".heic", ".heif")
 SYSTEM_NAMES = ("thumbs.db", "desktop.ini", "icon\r", "__macosx", "@eadir", "$recycle.bin")
 NO_COPIES = "where pictures are taken for copies that are none, --copies exact"
-CACHE_VERSION = 3  # raise it when a stored square is made differently
+CACHE_VERSION = 4  # raise it when a stored square is made differently
 
 # Streams of random numbers: default_rng([seed, stream, ...]) never shares draws between them.
 ORDER, VIEW, MIXUP, DROPOUT, HEAD = range(5)

@@ -181,7 +181,8 @@ def read_start(folder, pictures, sums, parts, teacher_weights, threads):
                   "little")
     before = dict(zip(about["paths"], zip(arrays["labels"].tolist(), arrays["checksums"].tolist())))
     now = dict(zip(pictures.paths, zip(pictures.labels.tolist(), sums.tolist())))
-    for what, names in (("gone", before.keys() - now), ("new, or could not be read then", now.keys() - before),
+    for what, names in (("gone, or cannot be read now", before.keys() - now),
+                        ("new, or could not be read then", now.keys() - before),
                         ("changed", [p for p in now if now[p] != before.get(p, now[p])])):
         if names:
             raise InputError(f"{pictures.data_dir} is not as it was when this run began: {len(names)} pictures are "
