@@ -152,9 +152,12 @@ for o, transpose in enumerate((None, T.FLIP_LEFT_RIGHT, T.ROTATE_180, T.FLIP_TOP
         KINDS[f"orientation {o}.{format.lower()}"] = (
             pil(lying, format, exif=exif(o), **options),
             TURNED if format == "WEBP" and o > 1 and OPENCV < (4, 13) else SCENE)
-lying = pil(IMAGE.transpose(T.ROTATE_90), "JPEG", exif=exif(6), quality=95)
-KINDS["XMP before EXIF.jpg"] = (lying[:2] + b"\xff\xe1\0\x23http://ns.adobe.com/xap/1.0/\0<x/>" + lying[2:],
-                                TURNED if OPENCV < (4, 13) else SCENE)
+PLAIN = Image.new("RGB", (40, 40), (90, 120, 60))  # the same turned
+for name, lying, outcome in (("", IMAGE.transpose(T.ROTATE_90), TURNED if OPENCV < (4, 13) else SCENE),
+                             ("plain, ", PLAIN, rgb(PLAIN))):
+    data = pil(lying, "JPEG", exif=exif(6), quality=95)
+    KINDS[f"{name}XMP before EXIF.jpg"] = (
+        data[:2] + b"\xff\xe1\0\x23http://ns.adobe.com/xap/1.0/\0<x/>" + data[2:], outcome)
 
 NOISE = np.random.default_rng(1).integers(0, 256, (60, 80, 3), np.uint8)
 NOISY = Image.fromarray(NOISE)

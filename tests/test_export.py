@@ -1,4 +1,5 @@
 """An export answers like its students, in Paddle and in ONNX, and inference.py takes it like them."""
+import glob
 import json
 import os
 import sys
@@ -31,7 +32,8 @@ def test_exports_answer_like_their_students(sample, weights, tmp_path, capfd, co
     int8 = ["int8"] if count == 1 else []
     export.main(["--model_path", *model, "--output", folder, "--format", "paddle", "onnx", *int8,
                  *(["--pixels"] if pixels else [])])
-    assert f"{count} students, compared with themselves on 64 pictures" in capfd.readouterr().out
+    printed = capfd.readouterr().out
+    assert f"{count} students, compared with themselves on 64 pictures" in printed
     sizes = {name: os.path.getsize(os.path.join(folder, name)) for name in os.listdir(folder)}
     expected = answers(model, pictures, str(tmp_path / "students.csv"))
     for name in ("model.onnx", "model.pdiparams"):
@@ -44,6 +46,12 @@ def test_exports_answer_like_their_students(sample, weights, tmp_path, capfd, co
     assert ("scores" in about) == (count == 1)
     if int8:
         assert sizes["model.int8.onnx"] < 0.3 * sizes["model.onnx"]
+        (table,) = glob.glob(str(sample[0] / "logs" / "*" / "out_of_fold.csv"))
+        truth = {os.path.join(pictures, *r["path"].split("/")): r["label"] for r in read_rows(table) if r["fold"] == "0"}
+        small = answers([os.path.join(folder, "model.int8.onnx")], pictures, str(tmp_path / "int8.csv"))
+        a, b = (np.array([f[1] == truth[f[0]] for f in found if f[0] in truth]) for found in (expected, small))
+        assert (f"on 80 pictures that it never saw: accuracy {a.mean():.4f}, as int8 {b.mean():.4f} "
+                f"({(b & ~a).sum()} gained, {(a & ~b).sum()} lost)\n") in printed
     with pytest.raises(InputError, match="exists already"):
         export.main(["--model_path", *model, "--output", folder])
     with pytest.raises(InputError, match="give it alone"):

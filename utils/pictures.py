@@ -101,7 +101,7 @@ def _decode(data):
         heic = HEIC.match(data) and b"avif" not in data[:64]
         raise UnreadablePicture("HEIC, which OpenCV does not read: save it as JPEG" if heic else UNKNOWN)
     # OpenCV turns WebP, and a JPEG whose EXIF stands behind its XMP, from 4.13 on, and AVIF in no version so far
-    if turned and picture.min() < picture.max():  # a plain one is the same turned
+    if turned and (picture != picture[0, 0]).any():  # one of a single colour is the same turned
         if np.array_equal(picture, cv2.imdecode(file, cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)):
             raise UnreadablePicture(f"stored turned or mirrored, which OpenCV {cv2.__version__} does not undo")
     return cv2.cvtColor(picture, cv2.COLOR_BGR2RGB)
