@@ -1,6 +1,7 @@
 """Small pictures and small runs for the tests; nothing here needs a download or a data set."""
 import csv
 import glob
+import json
 import os
 import subprocess
 import sys
@@ -10,6 +11,7 @@ sys.path.insert(0, ROOT)
 
 from utils import runtime  # noqa: E402, F401
 import cv2  # noqa: E402
+import filelock  # noqa: E402
 import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 
@@ -59,15 +61,44 @@ SHORT = ["--image_size", "32", "--num_folds", "3", "--num_epochs", "3", "--warmu
 
 @pytest.fixture(scope="session")
 def sample(tmp_path_factory):
-    """A short run on the sample set through the real command line: (its folder, what it printed)."""
-    where = tmp_path_factory.mktemp("sample run")
-    done = run_program("main.py", "--sample", *SHORT, "--data_dir", str(where / "sample"), "--cache_dir",
-                       str(where / "cache"), "--log_dir", str(where / "logs"), "--save_dir", str(where / "saved"), "--show")
-    assert done.returncode == 0, done.stdout + done.stderr
-    return where, done.stdout
+    """A short run on the sample set through the real command line: (its folder, what it printed).
+
+    One run for all workers of pytest-xdist: whoever comes first makes it, the others wait for it.
+    """
+    common = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        common = common.parent
+    where, printed = common / "sample run", common / "sample run.json"
+    with filelock.FileLock(f"{printed}.lock"):
+        if not printed.exists():
+            done = run_program("main.py", "--sample", *SHORT, "--data_dir", str(where / "sample"), "--cache_dir",
+                               str(where / "cache"), "--log_dir", str(where / "logs"), "--save_dir", str(where / "saved"),
+                               "--show")
+            assert done.returncode == 0, done.stdout + done.stderr
+            printed.write_text(json.dumps(done.stdout))
+    return where, json.loads(printed.read_text())
 
 
 @pytest.fixture(scope="session")
 def weights(sample):
     """Paths of the sample run's three weights files."""
     return sorted(glob.glob(str(sample[0] / "saved" / "*.pdparams")))
+
+
+@pytest.fixture(scope="session")
+def known_networks():
+    return {}
+
+
+@pytest.fixture
+def compiled_once(monkeypatch, known_networks):
+    """Most runs of the tests begin with the same frozen networks: compile each once only."""
+    compiled = runtime.compiled
+
+    def known(layer, input_shape, threads=1, half=False):
+        state = runtime.freeze(layer).state_dict()
+        key = type(layer), tuple(input_shape), threads, half, *state, *(v.numpy().tobytes() for v in state.values())
+        if key not in known_networks:
+            known_networks[key] = compiled(layer, input_shape, threads, half)
+        return known_networks[key]
+    monkeypatch.setattr(runtime, "compiled", known)

@@ -16,6 +16,9 @@ from utils.state import Checkpointer, checksums, end, ended, keep_start, read_st
 from utils.train_utils import build_fold, control_settings, train
 
 
+pytestmark = pytest.mark.usefixtures("compiled_once")
+
+
 class Cut(BaseException):
     """Stands in for a killed process."""
 

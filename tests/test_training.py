@@ -12,6 +12,9 @@ from utils.train_utils import build_fold, control_settings, evaluate, learning_r
 from utils.transforms import normalise, train_view
 
 
+pytestmark = pytest.mark.usefixtures("compiled_once")
+
+
 class TinyTrunk(paddle.nn.Layer):
     def __init__(self):
         super().__init__()
@@ -47,22 +50,47 @@ def run(settings, which, square=None, threads=2, watch=None, folds=None, by="ind
     return {getattr(f, by): f for f in folds}
 
 
+@pytest.fixture
+def one_by_one(monkeypatch, compiled_once):
+    """Frozen networks that compute each picture alone, in one thread. How the predictor adds up may depend on the batch, by
+    processor, and training makes much of the last bit; with these the folds see the very same numbers whoever is beside them."""
+    plain = runtime.compiled
+
+    def compiled(layer, shape, *_, **__):
+        alone = plain(layer, shape)
+        return lambda x: paddle.concat([alone(x[i:i + 1]) for i in range(len(x))])
+    monkeypatch.setattr(runtime, "compiled", compiled)
+
+
 @pytest.mark.parametrize("depth", [0, 14])
-def test_side_by_side_equals_one_at_a_time(settings, depth):
+def test_side_by_side_equals_one_at_a_time(settings, one_by_one, depth):
     settings.freeze_depth = depth
     together = run(settings, [0, 1, 2])
     for k in range(3):
         alone = run(settings, [k])[k]
         for name, value in weights_of(alone).items():
-            np.testing.assert_allclose(value, weights_of(together[k])[name], rtol=1e-4, atol=1e-5, err_msg=name)
-        np.testing.assert_allclose(alone.probabilities[-1], together[k].probabilities[-1], atol=1e-4)
+            np.testing.assert_array_equal(value, weights_of(together[k])[name], err_msg=name)
+        np.testing.assert_array_equal(alone.probabilities, together[k].probabilities)
     assert (weights_of(together[0])["hidden.weight"] != weights_of(together[1])["hidden.weight"]).any()
 
 
 def test_the_fast_ways_equal_the_plain_ones(settings, monkeypatch):
-    """Predictor, stacked tails and Adam on all weights at once, against Paddle as it comes."""
+    """Predictor, stacked tails and Adam on all weights at once, against Paddle as it comes.
+
+    Each has a stricter test of its own: the first two in test_models.py, Adam below.
+    """
     settings.image_size, settings.base_lr, settings.warmup_epochs, settings.num_epochs = 64, 1e-5, 0, 1
-    fast = run(settings, [0, 1, 2])
+    start = {}
+
+    def watch(trunk, folds):
+        start.update((f.index, weights_of(f)) for f in folds)
+        return trunk
+
+    def moved(fold):
+        """Where training moved the weights; not those in front of a BatchNorm and all else whose gradient is only rounding, of
+        which Adam makes whole steps."""
+        return np.concatenate([(v - start[fold.index][name]).ravel() for name, v in weights_of(fold).items() if v.ndim > 1])
+    fast = run(settings, [0, 1, 2], watch=watch)
 
     def plain(layer, *_):
         runtime.freeze(layer)
@@ -72,10 +100,10 @@ def test_the_fast_ways_equal_the_plain_ones(settings, monkeypatch):
     monkeypatch.setattr("models.student_model.STACKED", 0)
     monkeypatch.setattr(paddle.optimizer, "Adam", lambda *args, use_multi_tensor, **kwargs: adam(*args, **kwargs))
     for k, slow in run(settings, [0, 1, 2]).items():
-        ours, theirs = (np.concatenate([v.ravel() for v in weights_of(f).values()]) for f in (fast[k], slow))
-        # Adam makes whole steps of the rounding of gradients that are 0, of a bias before BatchNorm: it grows with the rate.
-        # Of what training moved at this rate, 1e-5 is a twentieth; the parts have stricter tests in test_models.py.
-        assert 0 < np.linalg.norm(ours - theirs) <= 1e-5 * np.linalg.norm(theirs)
+        ours, theirs = moved(fast[k]), moved(slow)
+        assert 0 < np.linalg.norm(ours - theirs) <= 0.1 * np.linalg.norm(theirs)
+        for key in ("train_loss", "val_loss"):
+            np.testing.assert_allclose(fast[k].history[0][key], slow.history[0][key], rtol=1e-4)
         np.testing.assert_allclose(fast[k].probabilities[-1], slow.probabilities[-1], atol=1e-4)
 
 
@@ -89,17 +117,19 @@ def test_pixels_of_part_k_change_no_weight_of_student_k(settings):
 
 
 def test_same_seed_same_weights_whatever_the_threads(settings, monkeypatch):
-    first = run(settings, [0, 1, 2], threads=2)  # two steps of three folds in one go
-    with monkeypatch.context() as patch:
+    with monkeypatch.context() as patch:  # the predictor has threads of its own, in which it may add up in another order
+        compiled = runtime.compiled
+        patch.setattr(runtime, "compiled", lambda layer, shape, *_: compiled(layer, shape))
+        first = run(settings, [0, 1, 2], threads=2)  # two steps of three folds in one go
+        third = run(settings, [0, 1, 2], threads=1)
         patch.setattr("utils.train_utils.steps_together", lambda *_: 1)
         second = run(settings, [0, 1, 2], threads=2)
-    third = run(settings, [0, 1, 2], threads=1)  # the predictor may add up in another order, hence the tolerance
-    settings.seed += 1
-    other = run(settings, [0, 2])
+        settings.seed += 1
+        other = run(settings, [0])
     for k in (0, 1, 2):
         for name, value in weights_of(first[k]).items():
             np.testing.assert_array_equal(value, weights_of(second[k])[name], err_msg=name)
-            np.testing.assert_allclose(value, weights_of(third[k])[name], rtol=1e-4, atol=1e-5, err_msg=name)
+            np.testing.assert_array_equal(value, weights_of(third[k])[name], err_msg=name)
     assert (weights_of(first[0])["hidden.weight"] != weights_of(other[0])["hidden.weight"]).any()
 
 
@@ -291,7 +321,7 @@ def test_evaluation_judges_each_picture_by_its_own_student(settings):
         np.testing.assert_allclose(evaluate([fold], paddle.to_tensor, pictures, settings, 1)[0], p, atol=1e-5)
 
 
-def test_a_loss_that_is_not_finite_stops_its_fold_alone(settings):
+def test_a_loss_that_is_not_finite_stops_its_fold_alone(settings, one_by_one):
     alone = run(settings, [1])[1]
 
     def watch(trunk, folds):
@@ -310,7 +340,7 @@ def test_a_loss_that_is_not_finite_stops_its_fold_alone(settings):
         assert words in folds[0].failed
     assert folds[0].stopped() and not folds[0].history and not folds[1].failed
     for name, value in weights_of(alone).items():
-        np.testing.assert_allclose(value, weights_of(folds[1])[name], rtol=1e-4, atol=1e-5, err_msg=name)
+        np.testing.assert_array_equal(value, weights_of(folds[1])[name], err_msg=name)
 
 
 def test_class_weights_are_counted_outside_the_part(settings):

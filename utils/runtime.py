@@ -18,8 +18,10 @@ from utils import CORES, processor  # noqa: F401
 from utils.settings import InputError
 
 M_TRIM_THRESHOLD, M_MMAP_MAX, M_ARENA_MAX = -1, -4, -8  # of malloc.h
-# AVX512-BF16 or AMX: other processors would imitate it, slowly. Paddle 2 could use it too, but prints a dozen lines then
-BFLOAT16 = paddle.__version__ >= "3" and paddle.base.core.supports_bfloat16_fast_performance()
+# AVX512-BF16 or AMX: other processors would imitate it, slowly, and where the user limits oneDNN to what others have, it may
+# refuse. Paddle 2 could use it too, but prints a dozen lines then
+BFLOAT16 = (paddle.__version__ >= "3" and paddle.base.core.supports_bfloat16_fast_performance()
+            and not {"ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA"} & os.environ.keys())
 cv2.setNumThreads(1)  # pictures are spread over threads, one picture per thread
 
 
