@@ -14,6 +14,7 @@ from conftest import ROOT, SHORT, read_rows, run_program, write_picture
 from scipy.special import softmax
 
 import inference
+import main
 from models.student_model import Student
 from utils.checkpoint import arrays_of, save_weights, update_about
 from utils.pictures import read_picture
@@ -32,11 +33,13 @@ def test_inference_repeats_the_out_of_fold_answers(sample, tmp_path):
     expected = [r for r in read_rows(glob.glob(str(where / "logs" / "*" / "out_of_fold.csv"))[0]) if r["fold"] == "1"]
     assert len(answers) == 240 and len(expected) == 80 and len(done.stdout.splitlines()) == 240
     for r in expected:
-        assert answers[r["path"]]["category"] == r["prediction"]
-        for c in ("Harmful", "Kitchen", "Other", "Recyclable"):
-            np.testing.assert_allclose(float(answers[r["path"]][f"p_{c}"]), float(r[f"p_{c}"]), atol=1e-4)
+        ours, theirs = ([float(row[f"p_{c}"]) for c in ("Harmful", "Kitchen", "Other", "Recyclable")]
+                        for row in (answers[r["path"]], r))
+        np.testing.assert_allclose(ours, theirs, atol=1e-4)  # frozen blocks and tail apart there, one network here
+        if np.diff(np.sort(theirs))[-1] > 2e-4:  # no tie
+            assert answers[r["path"]]["category"] == r["prediction"]
     again = run_program("inference.py", "--model_path", model, "--image_path", str(where / "sample"), "--output", output)
-    assert again.returncode == 1 and "exists already" in again.stderr
+    assert again.returncode == 1 and "exists already" in again.stderr and "Traceback" not in again.stderr
 
 
 def test_brackets_in_the_name_of_a_folder_are_no_pattern(tmp_path):
@@ -49,7 +52,7 @@ def test_brackets_in_the_name_of_a_folder_are_no_pattern(tmp_path):
         here, *(str(tmp_path / name / f"fold{k}.pdparams") for name in ("run1", "run[1]") for k in range(2))]
 
 
-def test_inference_with_several_files_averages_and_survives_bad_files(sample, tmp_path):
+def test_inference_with_several_files_averages_and_survives_bad_files(sample, tmp_path, capsys):
     where, _ = sample
     models = [str(where / "saved" / f"best_model_fold{k}.pdparams") for k in range(3)]
     good = str(where / "sample" / "Other" / "000.png")
@@ -57,9 +60,8 @@ def test_inference_with_several_files_averages_and_survives_bad_files(sample, tm
     (tmp_path / "in" / "bad.jpg").write_bytes(b"no picture")
     (tmp_path / "in" / "notes.txt").write_text("notes")
     (tmp_path / "in" / "sub").mkdir()
-    done = run_program("inference.py", "--model_path", *models, "--image_path", str(tmp_path / "in"), "--output",
-                       str(tmp_path / "o.json"))
-    assert done.returncode == 0 and "1 pictures answered, 3 files left out" in done.stderr
+    inference.main(["--model_path", *models, "--image_path", str(tmp_path / "in"), "--output", str(tmp_path / "o.json")])
+    assert "1 pictures answered, 3 files left out" in capsys.readouterr().err
     saved = json.loads((tmp_path / "o.json").read_text("utf-8"))
     assert [os.path.basename(r["path"]) for r in saved["pictures"]] == ["好 1.PNG"] and len(saved["left_out"]) == 3
     each = []
@@ -68,7 +70,7 @@ def test_inference_with_several_files_averages_and_survives_bad_files(sample, tm
         inference.main(["--model_path", *paths, "--image_path", good, "--output", output])
         with open(output, encoding="utf-8-sig") as f:
             each.append([v for k, v in json.load(f)["pictures"][0].items() if k.startswith("p_")])
-    # The mean of logits is the geometric mean of probabilities
+    # The mean of logits is the geometric mean of probabilities, which are saved with six decimals
     np.testing.assert_allclose(softmax(np.log(each[:3]).mean(0)), each[3], atol=1e-4)
 
 
@@ -112,7 +114,7 @@ def test_wrong_use_of_inference(sample, monkeypatch, change, message):
     assert message in str(error.value)
 
 
-def test_inference_divides_by_the_temperature_and_can_be_unsure(sample, tmp_path):
+def test_inference_divides_by_the_temperature_and_can_be_unsure(sample, tmp_path, capsys):
     where, _ = sample
     about = json.loads((where / "saved" / "best_model_fold0.json").read_text("utf-8"))
     paddle.seed(1)
@@ -129,17 +131,17 @@ def test_inference_divides_by_the_temperature_and_can_be_unsure(sample, tmp_path
         if limit is None:
             confidences = sorted(float(r["confidence"]) for r in answers["plain"])
             limit = (confidences[119] + confidences[120]) / 2
-        done = run_program("inference.py", "--model_path", str(tmp_path / f"{name}.pdparams"), "--image_path",
-                           str(where / "sample"), "--recursive", "--output", str(tmp_path / f"{name}.csv"),
-                           "--min_confidence", str(limit))
-        assert done.returncode == 0, done.stderr
+        capsys.readouterr()
+        inference.main(["--model_path", str(tmp_path / f"{name}.pdparams"), "--image_path", str(where / "sample"), "--recursive",
+                        "--output", str(tmp_path / f"{name}.csv"), "--min_confidence", str(limit)])
         answers[name] = read_rows(tmp_path / f"{name}.csv")
     plain, twice = (np.array([[float(v) for k, v in r.items() if k.startswith("p_")] for r in answers[name]])
                     for name in ("plain", "twice"))
     assert len(np.unique(plain.max(1))) > 100
-    np.testing.assert_allclose(softmax(np.log(plain) / 2, axis=1), twice, atol=1e-4)
-    assert "240 pictures answered, 120 of them with 'unsure', 0 files left out" in done.stderr
-    assert sum("  unsure  " in line for line in done.stdout.splitlines()) == 120
+    np.testing.assert_allclose(softmax(np.log(plain) / 2, axis=1), twice, atol=1e-4)  # they are saved with six decimals
+    printed = capsys.readouterr()
+    assert "240 pictures answered, 120 of them with 'unsure', 0 files left out" in printed.err
+    assert sum("  unsure  " in line for line in printed.out.splitlines()) == 120
     for before, after in zip(answers["plain"], answers["careful"]):
         assert after == before | ({"category": "unsure"} if float(before["confidence"]) < limit else {})
 
@@ -164,11 +166,10 @@ def test_a_category_called_unsure(sample, tmp_path):
     for end in ("json", "pdparams"):
         content = (where / "saved" / f"best_model_fold0.{end}").read_bytes()
         (tmp_path / f"w.{end}").write_bytes(content.replace(b'"Other"', b'"unsure"') if end == "json" else content)
-    args = ["inference.py", "--model_path", str(tmp_path / "w.pdparams"), "--image_path",
-            str(where / "sample" / "Other" / "000.png")]
-    assert run_program(*args).returncode == 0
-    done = run_program(*args, "--min_confidence", "0.5")
-    assert done.returncode == 1 and "is itself called 'unsure'" in done.stderr and "Traceback" not in done.stderr
+    args = ["--model_path", str(tmp_path / "w.pdparams"), "--image_path", str(where / "sample" / "Other" / "000.png")]
+    inference.main(args)
+    with pytest.raises(InputError, match="is itself called 'unsure'"):
+        inference.main([*args, "--min_confidence", "0.5"])
 
 
 def test_categories_are_the_same_however_an_accent_is_stored():
@@ -202,7 +203,6 @@ def test_inference_that_is_stopped_saves_what_it_has_and_says_so(number, status,
 def test_weights_of_the_wrong_network_are_refused(sample, tmp_path):
     where, _ = sample
     wrong = str(where / "saved" / "best_model_fold1.pdparams")
-    done = run_program("main.py", "--sample", *SHORT, "--data_dir", str(where / "sample"), "--cache_dir",
-                       str(where / "cache"), "--log_dir", str(tmp_path), "--teacher_weights", wrong)
-    assert done.returncode == 1 and "does not fit ResNet: missing conv1.weight" in done.stderr
-    assert "Traceback" not in done.stderr
+    with pytest.raises(InputError, match="does not fit ResNet: missing conv1.weight"):
+        main.main(["--sample", *SHORT, "--data_dir", str(where / "sample"), "--cache_dir", str(where / "cache"), "--log_dir",
+                   str(tmp_path / "logs"), "--save_dir", str(tmp_path / "saved"), "--teacher_weights", wrong])
