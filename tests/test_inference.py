@@ -55,21 +55,20 @@ def test_brackets_in_the_name_of_a_folder_are_no_pattern(tmp_path):
 def test_inference_with_several_files_averages_and_survives_bad_files(sample, tmp_path, capsys):
     where, _ = sample
     models = [str(where / "saved" / f"best_model_fold{k}.pdparams") for k in range(3)]
-    good = str(where / "sample" / "Other" / "000.png")
-    write_picture(str(tmp_path / "in" / "好 1.PNG"), np.full((50, 30, 3), 99, np.uint8))
+    (tmp_path / "in" / "sub").mkdir(parents=True)
+    good = str(shutil.copy(where / "sample" / "Other" / "000.png", tmp_path / "in" / "好 1.PNG"))
     (tmp_path / "in" / "bad.jpg").write_bytes(b"no picture")
     (tmp_path / "in" / "notes.txt").write_text("notes")
-    (tmp_path / "in" / "sub").mkdir()
     inference.main(["--model_path", *models, "--image_path", str(tmp_path / "in"), "--output", str(tmp_path / "o.json")])
     assert "1 pictures answered, 3 files left out" in capsys.readouterr().err
     saved = json.loads((tmp_path / "o.json").read_text("utf-8"))
     assert [os.path.basename(r["path"]) for r in saved["pictures"]] == ["好 1.PNG"] and len(saved["left_out"]) == 3
+    for i, model in enumerate(models):
+        inference.main(["--model_path", model, "--image_path", good, "--output", str(tmp_path / f"{i}.json")])
     each = []
-    for i, paths in enumerate([*([m] for m in models), models]):
-        output = str(tmp_path / f"{i}.json")
-        inference.main(["--model_path", *paths, "--image_path", good, "--output", output])
-        with open(output, encoding="utf-8-sig") as f:
-            each.append([v for k, v in json.load(f)["pictures"][0].items() if k.startswith("p_")])
+    for name in ("0", "1", "2", "o"):
+        (answer,) = json.loads((tmp_path / f"{name}.json").read_text("utf-8"))["pictures"]
+        each.append([v for k, v in answer.items() if k.startswith("p_")])
     # The mean of logits is the geometric mean of probabilities, which are saved with six decimals
     np.testing.assert_allclose(softmax(np.log(each[:3]).mean(0)), each[3], atol=1e-4)
 
