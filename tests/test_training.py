@@ -101,7 +101,9 @@ def test_the_fast_ways_equal_the_plain_ones(settings, monkeypatch):
     monkeypatch.setattr(paddle.optimizer, "Adam", lambda *args, use_multi_tensor, **kwargs: adam(*args, **kwargs))
     for k, slow in run(settings, [0, 1, 2]).items():
         ours, theirs = moved(fast[k]), moved(slow)
-        assert 0 < np.linalg.norm(ours - theirs) <= 0.1 * np.linalg.norm(theirs)
+        # They differ by 0.1 to 1 % here, by processor, since Adam makes a whole step of the smallest gradient; the students of two
+        # folds by 130 %, ten times the weight decay makes 9 %
+        assert 0 < np.linalg.norm(ours - theirs) <= 0.05 * np.linalg.norm(theirs)
         for key in ("train_loss", "val_loss"):
             np.testing.assert_allclose(fast[k].history[0][key], slow.history[0][key], rtol=1e-4)
         np.testing.assert_allclose(fast[k].probabilities[-1], slow.probabilities[-1], atol=1e-4)
@@ -375,4 +377,5 @@ def test_optimizer_is_adam_with_an_l2_penalty(settings):
         fold.optimizer.step()
         fold.optimizer.clear_grad()
     for n, p in parameters.items():
+        # a thousandth of a step, and the last bits of a float32 of about 1
         np.testing.assert_allclose(p.numpy(), expected[n], rtol=0, atol=1e-6, err_msg=n)
