@@ -1,13 +1,14 @@
-"""Answer pictures over HTTP: a web page for people, JSON for programs.
+"""Classify images over HTTP: a web page for people, JSON for programs.
 
-    python serve.py --model_path models_saved/best_model_fold*.pdparams     # then open http://127.0.0.1:8000
-    curl -F pictures=@photo.jpg http://127.0.0.1:8000/predict               # described in http://127.0.0.1:8000/openapi.json
+    python serve.py --model_path models_saved/best_model_fold*.pdparams    # http://127.0.0.1:8000
+    curl -F images=@photo.jpg http://127.0.0.1:8000/predict                # JSON
 
-/docs shows that description as a page and loads its style from the internet; the page for people needs no internet.
-Pictures of requests that come at the same time are answered in one batch. What is too large, too slow or not a picture
-gets a status of 4xx and the reason; too many requests at a time get 503. Ctrl-C: what was accepted is still answered, then
-it ends. Only this machine can reach it unless --host says otherwise. It has no passwords and no encryption: put a web
-server that has them in front of it. Needs requirements-serve.txt; no GPU.
+The API is described in /openapi.json; /docs shows it as a page, which loads its style from the
+internet. The page for people needs no internet. Images of concurrent requests are predicted in one
+batch. A request that is too large, too slow or has no readable image gets a 4xx status and the
+reason; too many at a time get 503. Ctrl-C finishes the accepted requests first. Only this machine
+can reach the service unless --host says otherwise. It has no passwords and no encryption: put a web
+server that has them in front. Needs requirements-serve.txt; no GPU.
 """
 import argparse
 import asyncio
@@ -22,60 +23,89 @@ import threading
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
 
+from utils.command import run_command
+from utils.errors import InputError
+
+PAGE = os.path.join(os.path.dirname(os.path.abspath(__file__)), "serve.html")
+MAX_BYTES, MAX_IMAGES, MAX_SECONDS = 32 * 2**20, 16, 30  # of one request
+MAX_REQUESTS = 64  # at a time; beyond it 503
+MAX_BATCH = 6  # at 224 pixels as fast as more, and malloc returns blocks of over 32 MB each time
+KEEP_ALIVE = 75  # seconds an idle connection stays open: longer than clients and proxies use it
+BUSY = "too many requests; try again later"
+
+
+def parse(argv=None):
+    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    group = parser.add_argument_group("model")
+    group.add_argument("--model_path", nargs="+", required=True, metavar="FILE",
+                       help=".pdparams files of main.py, or one file of export.py (without heat "
+                            "maps)")
+    group.add_argument("--min_confidence", type=float, default=0.0, metavar="X",
+                       help="predict 'unsure' below this confidence, 0 to 1 (default: 0)")
+    group = parser.add_argument_group("address")
+    group.add_argument("--host", default="127.0.0.1",
+                       help="0.0.0.0: reachable from other machines (default: 127.0.0.1)")
+    group.add_argument("--port", type=int, default=8000, metavar="N",
+                       help="0: any free port (default: 8000)")
+    args = parser.parse_args(argv)
+    if not 0 <= args.port < 2**16:
+        raise InputError(f"--port {args.port}: must be at least 0 and at most {2**16 - 1}")
+    return args
+
+
+if __name__ == "__main__":
+    # before Paddle loads, which takes seconds: --help and mistyped options answer at once
+    run_command(parse)
+
 try:
-    import python_multipart  # noqa: F401  that FastAPI takes uploads with
+    import python_multipart  # noqa: F401  with which FastAPI reads uploads
     import uvicorn
     from fastapi import FastAPI, File, HTTPException, UploadFile
     from fastapi.responses import FileResponse, JSONResponse
 except ImportError as e:
     sys.exit(f"error: {e}; pip install -r requirements-serve.txt")
 
-from inference import UNSURE, check_threshold, expand, load_model
-from utils import runtime
-from utils.pictures import UnreadablePicture, decode
-from utils.settings import InputError
-from utils.transforms import whole_view
-
-PAGE = os.path.join(os.path.dirname(os.path.abspath(__file__)), "serve.html")
-MOST_BYTES, MOST_PICTURES, MOST_SECONDS = 32 * 2**20, 16, 30  # of one request
-MOST_REQUESTS = 64  # at a time; beyond it 503
-BATCH = 6  # of 224 pixels: as fast as larger ones, and malloc gives blocks beyond 32 MB back each time, page by page
-KEEP_ALIVE = 75  # seconds that a connection without requests stays open: longer than clients and web servers use it
-BUSY = "too much to do; try again later"
+from utils import CORES
+from utils.engine import choose_device
+from utils.images.read import UnreadableImage, decode_image
+from utils.predict import check_threshold, expand, load_model
+from utils.transforms import preprocess
 
 
 class Batches:
-    """One thread that answers all waiting pictures together."""
+    """One thread that predicts all waiting images together."""
 
-    def __init__(self, answer):
-        self.answer, self.waiting = answer, queue.Queue(MOST_REQUESTS * MOST_PICTURES)
+    def __init__(self, predict):
+        self.predict, self.waiting = predict, queue.Queue(MAX_REQUESTS * MAX_IMAGES)
         threading.Thread(target=self._run, daemon=True).start()
 
-    def submit(self, view):
-        """A Future of the probabilities [C] of one view. Raises queue.Full."""
+    def submit(self, image):
+        """A Future of the probabilities [C] of one preprocessed image. Raises queue.Full."""
         future = Future()
-        self.waiting.put_nowait((view, future))
+        self.waiting.put_nowait((image, future))
         return future
 
     def _run(self):
         while True:
             jobs = [self.waiting.get()]
-            while len(jobs) < BATCH and not self.waiting.empty():
+            while len(jobs) < MAX_BATCH and not self.waiting.empty():
                 jobs.append(self.waiting.get())
-            jobs = [job for job in jobs if job[1].set_running_or_notify_cancel()]  # for the others nobody waits any more
+            # without those whose client is gone
+            jobs = [(x, future) for x, future in jobs if future.set_running_or_notify_cancel()]
             if not jobs:
                 continue
             try:
-                for (_, future), probabilities in zip(jobs, self.answer([view for view, _ in jobs])):
+                for (_, future), probabilities in zip(jobs, self.predict([x for x, _ in jobs])):
                     future.set_result(probabilities)
-            except Exception as e:  # such as memory that runs out: the next batch may fit
+            except Exception as e:  # out of memory, for instance: the next batch may fit
                 for _, future in jobs:
                     if not future.done():
                         future.set_exception(e)
 
 
 class Limits:
-    """ASGI: ends a request whose body is too large (413) or comes too slowly (408), or when there are too many (503)."""
+    """ASGI middleware: ends requests that are too large (413), too slow (408) or too many (503)."""
 
     def __init__(self, app):
         self.app, self.running = app, 0
@@ -84,19 +114,19 @@ class Limits:
         if scope["type"] != "http" or scope["path"] == "/health":
             return await self.app(scope, receive, send)
         clock = asyncio.get_running_loop().time
-        taken, end = 0, clock() + MOST_SECONDS
+        received, deadline = 0, clock() + MAX_SECONDS
 
         async def limited():
-            nonlocal taken
+            nonlocal received
             try:
-                message = await asyncio.wait_for(receive(), max(0, end - clock()))
+                message = await asyncio.wait_for(receive(), max(0, deadline - clock()))
             except asyncio.TimeoutError:
-                raise HTTPException(408, f"not all of the request came within {MOST_SECONDS} s") from None
-            taken += len(message.get("body", b""))
-            if taken > MOST_BYTES:
-                raise HTTPException(413, f"a request may have {MOST_BYTES // 2**20} MB")
+                raise HTTPException(408, f"the request took longer than {MAX_SECONDS} s") from None
+            received += len(message.get("body", b""))
+            if received > MAX_BYTES:
+                raise HTTPException(413, f"a request may have {MAX_BYTES // 2**20} MB")
             return message
-        if self.running < MOST_REQUESTS:
+        if self.running < MAX_REQUESTS:
             self.running += 1
             try:
                 return await self.app(scope, limited, send)
@@ -105,82 +135,90 @@ class Limits:
         response = JSONResponse({"detail": BUSY}, 503, {"Retry-After": "5"})
         try:
             while (await limited()).get("more_body"):
-                pass  # who is still sending does not hear the answer
+                pass  # a client that is still sending would not read the response
         except HTTPException as e:
             response = JSONResponse({"detail": e.detail}, e.status_code)
         await response(scope, limited, send)
 
 
 class Server(uvicorn.Server):
-    """Also ends connections on which no request comes: uvicorn waits for a header forever, until it is out of files."""
-    since = {}  # by connection and its last request: when it was first seen without one that is worked on
+    """uvicorn with a limit on idle connections: it has none, and runs out of files some day."""
+    idle_since = {}  # {(connection, its last request): when it was first seen idle}
 
     async def on_tick(self, counter):
         if counter % 10 == 0:  # once a second
             now = time.monotonic()
-            self.since = {(c, c.cycle): self.since.get((c, c.cycle), now) for c in self.server_state.connections
-                          if c.cycle is None or c.cycle.response_complete}
-            for (connection, last), began in self.since.items():
-                if now - began > (KEEP_ALIVE if last else MOST_SECONDS):
-                    connection.transport.abort()  # close would wait for those who do not read their answer
+            self.idle_since = {
+                (c, c.cycle): self.idle_since.get((c, c.cycle), now)
+                for c in self.server_state.connections
+                if c.cycle is None or c.cycle.response_complete}
+            for (connection, last_request), since in self.idle_since.items():
+                if now - since > (KEEP_ALIVE if last_request else MAX_SECONDS):
+                    connection.transport.abort()  # close() waits for a client that reads nothing
         return await super().on_tick(counter)
 
 
-def build_app(model_path, min_confidence=0.0):
-    """The service as an ASGI application."""
-    about, answer, explain = load_model(model_path)
-    size, categories = about["image_size"], about["categories"]
+def build_app(model_paths, min_confidence=0.0):
+    """The service as an ASGI application. Raises InputError like utils.predict.load_model."""
+    model = load_model(model_paths)
+    size, categories = model.about["image_size"], model.about["categories"]
     check_threshold(min_confidence, categories)
-    identity = {"files": [os.path.basename(p) for p in model_path], "run": about.get("run"), "categories": categories,
-                "image_size": size, "heat_maps": explain is not None}
-    batches = Batches(answer)
-    # few at a time: a picture of 120 million pixels takes 700 MB while it is read, as a file of 15 kB too
-    reading, drawing = ThreadPoolExecutor(min(2, runtime.CORES)), ThreadPoolExecutor(1)
+    identity = {"files": [os.path.basename(p) for p in model_paths], "run": model.about.get("run"),
+                "categories": categories, "image_size": size,
+                "heat_maps": model.explain is not None}
+    batches = Batches(model.predict)
+    # Few at a time: reading an image of 120 million pixels takes 700 MB, even from a file of 15 kB
+    reading, drawing = ThreadPoolExecutor(min(2, CORES)), ThreadPoolExecutor(1)
 
-    def view_of(upload):  # reads the file too: until then it waits on the disk
-        return whole_view(decode(upload.file.read()), size)
+    def read(upload):  # the file as well, which waits on the disk until then
+        return preprocess(decode_image(upload.file.read()), size)
 
-    def heat_of(view, probabilities):
-        return "data:image/jpeg;base64," + base64.b64encode(explain(view, probabilities.argmax())).decode()
+    def draw(image, category):
+        jpeg = model.explain(image, category)
+        return "data:image/jpeg;base64," + base64.b64encode(jpeg).decode()
 
-    async def one(upload, heat):
-        name = (upload.filename or "").encode(errors="replace").decode()  # what JSON cannot hold: a client chose its charset
-        found, run = {"name": name}, asyncio.get_running_loop().run_in_executor
+    async def classify(upload, heat):
+        # the client chose the character set of the name, and JSON takes only whole characters
+        name = (upload.filename or "").encode(errors="replace").decode()
+        run = asyncio.get_running_loop().run_in_executor
         try:
-            view = await run(reading, view_of, upload)
-        except UnreadablePicture as e:
-            return found | {"error": str(e)}
-        probabilities = await asyncio.wrap_future(batches.submit(view))
-        confidence = float(probabilities.max())
-        found |= {"category": categories[probabilities.argmax()] if confidence >= min_confidence else UNSURE,
-                  "confidence": confidence, "probabilities": dict(zip(categories, map(float, probabilities)))}
-        if heat and explain:
-            found["heat_map"] = await run(drawing, heat_of, view, probabilities)
+            image = await run(reading, read, upload)
+        except UnreadableImage as e:
+            return {"name": name, "error": str(e)}
+        probabilities = await asyncio.wrap_future(batches.submit(image))
+        category, confidence = model.decide(probabilities, min_confidence)
+        found = {"name": name, "category": category, "confidence": confidence,
+                 "probabilities": dict(zip(categories, map(float, probabilities)))}
+        if heat and model.explain:
+            found["heat_map"] = await run(drawing, draw, image, probabilities.argmax())
         return found
 
     app = FastAPI(title="VisionDistillGC", description=__doc__)
     app.add_middleware(Limits)
-    reasons = {code: {"description": why} for code, why in (
-        (400, "none of the pictures can be read"), (408, "too slow"), (413, "too large or too many"), (503, "overload"))}
+    errors = {400: "no readable image", 408: "too slow", 413: "too large", 503: "overloaded"}
 
-    @app.post("/predict", responses=reasons)
-    async def predict(pictures: list[UploadFile] = File(description=f"picture files, 1 to {MOST_PICTURES}", min_length=1),
-                      heat: bool = False):
-        """Category, confidence and probabilities of each picture; with `heat` also where they come from, as a JPEG."""
-        if len(pictures) > MOST_PICTURES:
-            raise HTTPException(413, f"a request may have {MOST_PICTURES} pictures, this one has {len(pictures)}")
+    @app.post("/predict", responses={k: {"description": why} for k, why in errors.items()})
+    async def predict(
+            images: list[UploadFile] = File(description=f"1 to {MAX_IMAGES} files", min_length=1),
+            heat: bool = False):
+        """Category, confidence and probabilities of each image; with `heat` a heat map as well."""
+        if len(images) > MAX_IMAGES:
+            raise HTTPException(413, f"a request may have {MAX_IMAGES} images, this one has "
+                                     f"{len(images)}")
         try:
-            found = await asyncio.wait_for(asyncio.gather(*(one(p, heat) for p in pictures)), MOST_SECONDS)
+            found = await asyncio.wait_for(
+                asyncio.gather(*(classify(upload, heat) for upload in images)), MAX_SECONDS)
         except (asyncio.TimeoutError, queue.Full, MemoryError):
             raise HTTPException(503, BUSY, {"Retry-After": "5"}) from None
         if all("error" in f for f in found):
-            raise HTTPException(400, "; ".join(f"{f['name'] or 'picture'}: {f['error']}" for f in found))
-        return {"model": identity, "pictures": found}
+            reasons = (f"{f['name'] or 'image'}: {f['error']}" for f in found)
+            raise HTTPException(400, "; ".join(reasons))
+        return {"model": identity, "images": found}
 
     @app.head("/health", include_in_schema=False)
     @app.get("/health")
     async def health():
-        """That it runs, with which model, and how many pictures wait."""
+        """The model, and how many images wait."""
         return {"status": "ok", "model": identity, "waiting": batches.waiting.qsize()}
 
     @app.api_route("/", methods=["GET", "HEAD"], include_in_schema=False)
@@ -189,41 +227,37 @@ def build_app(model_path, min_confidence=0.0):
     return app
 
 
-def main(argv=None):
-    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
-    group = parser.add_argument_group("who answers")
-    group.add_argument("--model_path", nargs="+", required=True, metavar="FILE",
-                       help=".pdparams files of main.py, or one file of export.py (which draws no heat maps)")
-    group.add_argument("--min_confidence", type=float, default=0.0, metavar="X",
-                       help=f"answer '{UNSURE}' below this confidence, 0 to 1 (default: 0)")
-    group = parser.add_argument_group("where it listens")
-    group.add_argument("--host", default="127.0.0.1", help="0.0.0.0: others can reach it too (default: 127.0.0.1)")
-    group.add_argument("--port", type=int, default=8000, metavar="N", help="0: any that is free (default: 8000)")
-    args = parser.parse_args(argv)
-    paths = expand(args.model_path)
-    if not 0 <= args.port < 2**16:
-        raise InputError(f"--port {args.port}: must be at least 0 and at most {2**16 - 1}")
-    runtime.choose_device("cpu")
-    logging.getLogger("asyncio").setLevel(logging.CRITICAL)  # out of files it complains at 1 MB a second
-    # h11 and no WebSockets: what Server knows, whatever else is installed
-    config = uvicorn.Config(build_app(paths, args.min_confidence), http="h11", ws="none", log_level="warning",
-                            timeout_keep_alive=KEEP_ALIVE, timeout_graceful_shutdown=MOST_SECONDS)
+def listen(host, port):
+    """A listening socket. Raises InputError if the address cannot be used."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
-        listening = socket.create_server((args.host, args.port), backlog=128,
-                                         family=socket.AF_INET6 if ":" in args.host else socket.AF_INET)
+        listening = socket.create_server((host, port), backlog=128, family=family)
     except OSError as e:
-        raise InputError(f"cannot listen on --host {args.host} --port {args.port}: {e.strerror}; is it running already? "
-                         "Try another --port") from e
-    with listening:
-        # its connections inherit it; asyncio sees to it only where it binds: else 40 ms of waiting in every answer
-        listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        reach = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(args.host, f"[{args.host}]" if ":" in args.host else args.host)
-        print(f"{len(paths)} file{'s' * (len(paths) > 1)}; open http://{reach}:{listening.getsockname()[1]} (Ctrl-C ends "
-              "it)")
-        with contextlib.suppress(KeyboardInterrupt):  # which it raises again when all is answered
+        raise InputError(f"cannot listen on --host {host} --port {port}: {e.strerror}; is the "
+                         "service running already? Try another --port") from e
+    # Connections inherit it. asyncio sets it only on sockets of its own, and without it each
+    # response waits 40 ms
+    listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    return listening
+
+
+def main(argv=None):
+    args = parse(argv)
+    paths = expand(args.model_path)
+    choose_device("cpu")
+    logging.getLogger("asyncio").setLevel(logging.CRITICAL)  # out of files it logs 1 MB a second
+    # h11 without WebSockets: what class Server relies on, whatever else is installed
+    config = uvicorn.Config(build_app(paths, args.min_confidence), http="h11", ws="none",
+                            log_level="warning", timeout_keep_alive=KEEP_ALIVE,
+                            timeout_graceful_shutdown=MAX_SECONDS)
+    with listen(args.host, args.port) as listening:
+        local = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(args.host, args.host)
+        address = f"[{local}]" if ":" in local else local
+        print(f"{len(paths)} file{'s' * (len(paths) > 1)}; open "
+              f"http://{address}:{listening.getsockname()[1]} (Ctrl-C ends it)")
+        with contextlib.suppress(KeyboardInterrupt):  # uvicorn raises it again after shutting down
             Server(config).run([listening])
 
 
 if __name__ == "__main__":
-    runtime.command(main)
+    run_command(main)

@@ -1,12 +1,13 @@
-"""Kill real runs at random moments, resume them, and compare their end with a run that was never stopped.
+"""Kill real runs at random moments, resume them, compare with a run that was never stopped.
 
     python benchmarks/kill.py --kills 3         # to try it: a few minutes on 2 cores
     python benchmarks/kill.py --kills 30        # recorded in docs/reliability.md
 
-A short run on the sample set saves its state after every step, so that many kills fall into a save. Every process is
-killed (kill -9): of four, one early in its life, one while it writes its report, two at any moment. The run goes on in
-the next process, until one lives to its end. Then weights, out-of-fold answers and scores must be those of the run that
-was never stopped, byte for byte; else the exit status is 1.
+A short run on the sample set saves a checkpoint after every step, so that many kills fall into a
+save. Every process is killed (kill -9): of four, one early, one while it writes its report, two at
+any moment. The run continues in the next process, until one lives to its end. Then weights,
+out-of-fold predictions and scores must be those of the run that was never stopped, byte for byte;
+else the exit status is 1.
 """
 import argparse
 import glob
@@ -19,13 +20,13 @@ import tempfile
 import time
 
 ROOT = os.path.join(os.path.dirname(os.path.abspath(__file__)), os.pardir)
-RUN = ["main.py", "--sample", "--image_size", "32", "--num_folds", "3", "--folds", "0", "2", "--num_epochs", "6",
-       "--warmup_epochs", "1", "--batch_size", "32", "--control"]
+RUN = ["main.py", "--sample", "--image_size", "32", "--num_folds", "3", "--folds", "0", "2",
+       "--num_epochs", "6", "--warmup_epochs", "1", "--batch_size", "32", "--control"]
 
 
 def start(*args):
-    return subprocess.Popen([sys.executable, *args], cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
-                            encoding="utf-8")
+    return subprocess.Popen([sys.executable, *args], cwd=ROOT, stdout=subprocess.DEVNULL,
+                            stderr=subprocess.PIPE, encoding="utf-8")
 
 
 def lives(process, seconds):
@@ -50,57 +51,69 @@ def ends(folder):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=30, help="how many (default: 30)")
     parser.add_argument("--seed", type=int, default=0, help="of the random moments (default: 0)")
     args = parser.parse_args()
     rng, kills, runs, wrong = random.Random(args.seed), [], 0, 0
     with tempfile.TemporaryDirectory() as where:
-        run = [*RUN, "--data_dir", os.path.join(where, "sample"), "--cache_dir", os.path.join(where, "cache")]
+        run = [*RUN, "--data_dir", os.path.join(where, "sample"),
+               "--cache_dir", os.path.join(where, "cache")]
 
         def places(name):
-            return ["--log_dir", os.path.join(where, name, "logs"), "--save_dir", os.path.join(where, name, "saved")]
+            return ["--log_dir", os.path.join(where, name, "logs"),
+                    "--save_dir", os.path.join(where, name, "saved")]
         began = time.time()
         process = start(*run, *places("whole"))
         if process.wait():
             sys.exit(process.stderr.read())
         seconds, whole = time.time() - began, ends(os.path.join(where, "whole"))
         print(f"never stopped: {seconds:.0f} s", flush=True)
-        logs = os.path.join(where, "killed", "logs")
+        killed = os.path.join(where, "killed")
+        logs = os.path.join(killed, "logs")
         report = os.path.join(logs, "*", "report.json")
         while len(kills) < args.kills or os.path.exists(logs):
-            states = glob.glob(os.path.join(logs, "*", "state-*.npz"))
+            found = glob.glob(os.path.join(logs, "*", "checkpoint-*", "complete"))
             for left in glob.glob(os.path.join(logs, "*", "*.tmp")) + glob.glob(report):
                 os.remove(left)  # of an earlier kill, or it would count twice
-            process = (start("main.py", "--resume", os.path.dirname(states[0]), "--save_minutes", "0") if states else
-                       start(*run, *places("killed"), "--save_minutes", "0"))
+            command = [*run, *places("killed")]
+            if found:
+                command = ["main.py", "--resume", os.path.dirname(os.path.dirname(found[0]))]
+            process = start(*command, "--save_minutes", "0")
             if len(kills) < args.kills:
                 kind = rng.choice(["early", "late", "any", "any"])
                 while kind == "late" and process.poll() is None and not glob.glob(report):
                     time.sleep(0.01)
-                alive = lives(process, rng.uniform(0, dict(early=seconds / 5, late=4, any=seconds)[kind]))
+                longest = dict(early=seconds / 5, late=4, any=seconds)[kind]
+                alive = lives(process, rng.uniform(0, longest))
             else:
                 alive = lives(process, None)
             if alive:
                 process.kill()
                 process.wait()
-                states = sorted(glob.glob(os.path.join(logs, "*", "state-*.npz")))
-                if glob.glob(os.path.join(logs, "*", "*.tmp")):
+                found = sorted(glob.glob(os.path.join(logs, "*", "checkpoint-*", "complete")))
+                unfinished = [d for d in glob.glob(os.path.join(logs, "*", "checkpoint-*"))
+                              if os.path.join(d, "complete") not in found]
+                if unfinished or glob.glob(os.path.join(logs, "*", "*.tmp")):
                     moment = "in a save"
                 elif glob.glob(report):
                     moment = "in the report"
                 else:
-                    moment = "behind " + os.path.basename(states[-1]) if states else "before the first state"
+                    last = os.path.basename(os.path.dirname(found[-1])) if found else ""
+                    moment = f"after {last}" if found else "before the first checkpoint"
                 kills.append(moment)
                 print(f"kill {len(kills)}: {moment}", flush=True)
-                if states or not glob.glob(report):
+                if found or not glob.glob(report):
                     continue
             error = process.stderr.read()
-            same = (process.returncode == 0 or alive) and ends(os.path.join(where, "killed")) == whole
+            same = (process.returncode == 0 or alive) and ends(killed) == whole
             runs, wrong = runs + 1, wrong + (not same)
-            print(f"run {runs} ended: " + ("the same, byte for byte" if same else f"NOT THE SAME\n{error}"), flush=True)
-            shutil.rmtree(os.path.join(where, "killed"))
-    fixed = {k: sum(m == k for m in kills) for k in ("in a save", "before the first state", "in the report")}
+            print(f"run {runs} ended: "
+                  + ("the same, byte for byte" if same else f"NOT THE SAME\n{error}"), flush=True)
+            shutil.rmtree(killed)
+    fixed = {moment: kills.count(moment)
+             for moment in ("in a save", "before the first checkpoint", "in the report")}
     print(f"{len(kills)} kills of {runs} runs: " + ", ".join(f"{n} {k}" for k, n in fixed.items())
           + f", {len(kills) - sum(fixed.values())} between saves; {wrong} runs ended differently")
     sys.exit(wrong > 0)

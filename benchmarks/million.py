@@ -1,11 +1,12 @@
-"""A start of main.py on a very large folder: seconds and memory of each step, and of all of them the second time.
+"""A start of main.py on a very large folder: seconds and memory of each step, then all once more.
 
-    python benchmarks/million.py                                     # a million files; minutes on 2 cores
-    python benchmarks/million.py --pictures 20000 --distinct 2000    # for a laptop: less than a minute
+    python benchmarks/million.py                                  # a million files; minutes
+    python benchmarks/million.py --images 20000 --distinct 2000   # less than a minute
 
-Draws JPEG files of 40x40 pixels into four folders, then hard links to them, and starts as with --image_size 32 --copies
-exact. Needs 3.9 kB a picture in the temporary folder, 4 GB for a million, and an inode for each distinct one. Memory is
-the largest of the process so far, Paddle and the rest, just loaded, not counted in it. Figures: docs/scaling.md.
+Draws JPEG files of 40x40 pixels into four folders, then hard links to them, and starts as with
+--image_size 32 --duplicates exact. Needs 3.9 kB per image in the temporary folder, 4 GB for a
+million, and an inode for each distinct one. Memory is the peak of the process without what it had
+after the imports. Figures: docs/scaling.md.
 """
 import argparse
 import os
@@ -13,61 +14,74 @@ import sys
 import tempfile
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), os.pardir))
-from utils import runtime  # noqa: E402
-import cv2  # noqa: E402
-import numpy as np  # noqa: E402
+import utils  # before cv2
 
-from benchmarks.scaling import clocks, peak  # noqa: E402
-from utils.copies import group_pictures, known_copies  # noqa: E402
-from utils.data_utils import find_categories, load_pictures, stratified_parts, walk  # noqa: E402
+# isort: split
+import cv2
+import numpy as np
 
-both = "{0[0]:.1f} | {0[1]:.1f}".format
+from benchmarks.scaling import clocks, peak
+from utils import engine
+from utils.data_utils import assign_folds
+from utils.images.dataset import find_categories, list_files, load_images
+from utils.images.duplicates import find_groups
+from utils.settings import Settings
 
 
 def draw(folder, count, distinct):
     paths = []
     for i in range(count):
+        name = f"{i:07}.jpg"
         if i < distinct:
-            paths.append(os.path.join(folder, str(i % 4), f"{i:07}.jpg"))
+            paths.append(os.path.join(folder, str(i % 4), name))
             os.makedirs(os.path.dirname(paths[-1]), exist_ok=True)
-            picture = np.random.default_rng(i).integers(0, 256, (6, 6, 3), np.uint8)
-            cv2.imencode(".jpg", cv2.resize(picture, (40, 40), interpolation=cv2.INTER_CUBIC))[1].tofile(paths[-1])
+            image = np.random.default_rng(i).integers(0, 256, (6, 6, 3), np.uint8)
+            image = cv2.resize(image, (40, 40), interpolation=cv2.INTER_CUBIC)
+            cv2.imencode(".jpg", image)[1].tofile(paths[-1])
         else:
-            os.link(paths[i % distinct], os.path.join(os.path.dirname(paths[i % distinct]), f"{i:07}.jpg"))
+            first = paths[i % distinct]
+            os.link(first, os.path.join(os.path.dirname(first), name))
 
 
-def start(folder, cache, row):
+def start(settings, row):
     """The steps of main.py before the first network, a row of the table for each."""
-    pictures = load_pictures(folder, 32, cache_dir=cache, cache_gb=1000)
+    images = load_images(settings)
     row("list again, decode, check, fill the cache")
-    groups = group_pictures(len(pictures), known_copies(pictures, near=False))
-    row("find identical pictures")
-    stratified_parts(pictures.labels, 5, 42, pictures.categories, groups)
-    row("cut into five parts, copies together")
+    groups = find_groups(images, settings)
+    row("find identical images")
+    assign_folds(images.labels, 5, 42, images.categories, groups)
+    row("cut into five folds, duplicates together")
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--pictures", type=int, default=1000000, help="files in the folder (default: a million)")
-    parser.add_argument("--distinct", type=int, default=20000, help="of them not hard links of another (default: 20000)")
+    parser = argparse.ArgumentParser(description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--images", type=int, default=1000000,
+                        help="files in the folder (default: a million)")
+    parser.add_argument("--distinct", type=int, default=20000,
+                        help="of these, not hard links of another (default: 20000)")
     args = parser.parse_args()
-    runtime.keep_memory()
+    engine.keep_memory()
     with tempfile.TemporaryDirectory() as place:
-        folder, cache = os.path.join(place, "set"), os.path.join(place, "cache")
-        draw(folder, args.pictures, args.distinct)
-        print(f"{runtime.processor()}, {runtime.CORES} cores, {runtime.versions()}\n\n| {args.pictures} files, "
-              f"{args.distinct} distinct | s | processor time, s | peak so far, MB |\n| --- | --- | --- | --- |")
+        settings = Settings(data_dir=os.path.join(place, "set"), image_size=32, cache_gb=1000,
+                            cache_dir=os.path.join(place, "cache"), duplicates="exact")
+        draw(settings.data_dir, args.images, args.distinct)
+        print(f"{utils.processor()}, {utils.CORES} cores, {engine.versions()}\n\n"
+              f"| {args.images} files, {args.distinct} distinct | s | processor time, s | "
+              "peak so far, MB |\n| --- | --- | --- | --- |")
         before, times = peak(), [clocks()]
 
         def row(what):
             times.append(clocks())
-            print(f"| {what} | {both(times[-1] - times[-2])} | {peak() - before:.0f} |", flush=True)
-        for category in find_categories(folder):
-            for file in walk(os.path.join(folder, category))[0]:
-                os.stat(os.path.join(folder, category, file))
+            wall, processor = times[-1] - times[-2]
+            print(f"| {what} | {wall:.1f} | {processor:.1f} | {peak() - before:.0f} |", flush=True)
+        for category in find_categories(settings.data_dir):
+            folder = os.path.join(settings.data_dir, category)
+            for file in list_files(folder)[0]:
+                os.stat(os.path.join(folder, file))
         row("list them, with sizes and times")
-        start(folder, cache, row)
-        start(folder, cache, lambda _: None)
+        start(settings, row)
+        start(settings, lambda _: None)
         row("all of that the second time")
 
 

@@ -1,12 +1,13 @@
-"""The same work as a training step here, as others do it; benchmarks/step.py starts it and asks for one batch at a time.
+"""The same work as a training step here, as others do it.
 
-    echo | python benchmarks/peers.py torch 224      # PyTorch on the CPU: pip install torch==2.13.0
-    echo | python benchmarks/peers.py paddle 224     # Paddle as it comes, everything in dynamic graph
+    echo | python benchmarks/peers.py torch 224     # PyTorch on the CPU: pip install torch==2.13.0
+    echo | python benchmarks/peers.py paddle 224    # Paddle as it comes, all in dynamic graph
 
-A line on standard input is one batch of 16 of one fold; the answer is a line of JSON, seconds by part. PyTorch has its own
-best settings (channels last, frozen parts traced and their BatchNorm folded, fused Adam; step.py lets it keep its memory
-too; torch-half: the teacher in bfloat16, as here where the processor is made for that), and no views to draw; for Paddle
-they are drawn by paddle.vision.transforms.
+benchmarks/step.py starts it and asks for one batch at a time. A line on standard input is one batch
+of 16 of one fold; the answer is a line of JSON, seconds by part. PyTorch has its own best settings
+(channels last, frozen parts traced and their BatchNorm folded, fused Adam; step.py lets it keep its
+memory too; torch-half: the teacher in bfloat16, as here where the processor is made for that), and
+no views to draw; for Paddle they are drawn by paddle.vision.transforms.
 """
 import argparse
 import json
@@ -34,7 +35,8 @@ def torch_step(size, teacher_type="float32"):
             return self.act(self.main(x) + self.shortcut(x))
 
     blocks, i = [conv(3, 32, 3, 2, act=nn.ReLU6)], 32  # MobileNetV2
-    for t, c, n, s in ((1, 16, 1, 1), (6, 24, 2, 2), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96, 3, 1), (6, 160, 3, 2), (6, 320, 1, 1)):
+    for t, c, n, s in ((1, 16, 1, 1), (6, 24, 2, 2), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96, 3, 1),
+                       (6, 160, 3, 2), (6, 320, 1, 1)):
         for k in range(n):
             stride = s if k == 0 else 1
             body = nn.Sequential(*([conv(i, i * t, 1, act=nn.ReLU6)] if t > 1 else []),
@@ -46,19 +48,27 @@ def torch_step(size, teacher_type="float32"):
     for w, n, s in ((64, 3, 1), (128, 4, 2), (256, 6, 2), (512, 3, 2)):
         for k in range(n):
             stride = s if k == 0 else 1
-            body = nn.Sequential(conv(i, w, 1, act=nn.ReLU), conv(w, w, 3, stride, act=nn.ReLU), conv(w, 4 * w, 1))
-            layers.append(Residual(body, conv(i, 4 * w, 1, stride) if k == 0 else nn.Identity(), nn.ReLU(inplace=True)))
+            body = nn.Sequential(conv(i, w, 1, act=nn.ReLU), conv(w, w, 3, stride, act=nn.ReLU),
+                                 conv(w, 4 * w, 1))
+            shortcut = conv(i, 4 * w, 1, stride) if k == 0 else nn.Identity()
+            layers.append(Residual(body, shortcut, nn.ReLU(inplace=True)))
             i = 4 * w
+    pool = nn.AdaptiveAvgPool2d(1), nn.Flatten()
     last = torch.channels_last
     x = torch.randn(BATCH, 3, size, size).to(memory_format=last)
     y = torch.arange(BATCH) % CLASSES
     teacher_type = getattr(torch, teacher_type)
+
+    def traced(network, kind):
+        network = network.eval().to(kind, memory_format=last)
+        return torch.jit.optimize_for_inference(torch.jit.trace(network, x.to(kind)))
+
     with torch.no_grad():
-        teacher, prefix = (torch.jit.optimize_for_inference(torch.jit.trace(m.eval().to(kind, memory_format=last), x.to(kind)))
-                           for m, kind in ((nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten()), teacher_type),
-                                           (nn.Sequential(*blocks[:FROZEN]), torch.float32)))
-    tail = nn.Sequential(*blocks[FROZEN:], nn.AdaptiveAvgPool2d(1), nn.Flatten()).train().to(memory_format=last)
-    head = nn.Sequential(nn.Linear(1280, 1024), nn.BatchNorm1d(1024), nn.ReLU(), nn.Dropout(0.5), nn.Linear(1024, CLASSES))
+        teacher = traced(nn.Sequential(*layers, *pool), teacher_type)
+        prefix = traced(nn.Sequential(*blocks[:FROZEN]), torch.float32)
+    tail = nn.Sequential(*blocks[FROZEN:], *pool).train().to(memory_format=last)
+    head = nn.Sequential(nn.Linear(1280, 1024), nn.BatchNorm1d(1024), nn.ReLU(), nn.Dropout(0.5),
+                         nn.Linear(1024, CLASSES))
     regressor = nn.Linear(1280, 2048)
     learning = [p for m in (tail, head, regressor) for p in m.parameters()]
     optimizer = torch.optim.Adam(learning, 1e-4, weight_decay=1e-4, fused=True)
@@ -76,25 +86,30 @@ def torch_step(size, teacher_type="float32"):
         optimizer.zero_grad()
         times.append(time.perf_counter())
         return dict(zip(("teacher", "prefix", "tail"), (b - a for a, b in zip(times, times[1:]))))
-    return f"PyTorch {torch.__version__}, {torch.get_num_threads()} threads, teacher in {teacher_type}", step
+    name = (f"PyTorch {torch.__version__}, {torch.get_num_threads()} threads, "
+            f"teacher in {teacher_type}")
+    return name, step
 
 
 def paddle_step(size):
     import numpy as np
     import paddle
     from paddle.nn import functional as F
-    from paddle.vision import models, transforms as T
+    from paddle.vision import models
+    from paddle.vision import transforms as T
     from PIL import Image
-    teacher, student = models.resnet50(num_classes=CLASSES), models.mobilenet_v2(num_classes=CLASSES)
+    teacher = models.resnet50(num_classes=CLASSES)
+    student = models.mobilenet_v2(num_classes=CLASSES)
     teacher.eval()
     student.train()
     for p in student.features[:FROZEN].parameters():
         p.stop_gradient = True
     learning = [p for p in student.parameters() if not p.stop_gradient]
     optimizer = paddle.optimizer.Adam(1e-4, weight_decay=1e-4, parameters=learning)
-    view = T.Compose([T.RandomHorizontalFlip(0.5), T.RandomVerticalFlip(0.3), T.RandomRotation(30), T.RandomCrop(size, 8),
-                      T.ColorJitter(0.3, 0.3, 0.3, 0.1), T.ToTensor(),
-                      T.Normalize([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]), T.RandomErasing(0.2)])
+    view = T.Compose([T.RandomHorizontalFlip(0.5), T.RandomVerticalFlip(0.3), T.RandomRotation(30),
+                      T.RandomCrop(size, 8), T.ColorJitter(0.3, 0.3, 0.3, 0.1), T.ToTensor(),
+                      T.Normalize([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]),
+                      T.RandomErasing(0.2)])
     picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (size, size, 3), np.uint8))
     y = paddle.arange(BATCH) % CLASSES
 
@@ -116,9 +131,12 @@ def paddle_step(size):
 
 
 if __name__ == "__main__":
-    ways = {"torch": torch_step, "torch-half": lambda size: torch_step(size, "bfloat16"), "paddle": paddle_step}
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("framework", choices=ways, help="which this Python must have; the other is not needed")
+    ways = {"torch": torch_step, "torch-half": lambda size: torch_step(size, "bfloat16"),
+            "paddle": paddle_step}
+    parser = argparse.ArgumentParser(description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("framework", choices=ways,
+                        help="which this Python must have; the other is not needed")
     parser.add_argument("image_size", type=int, help="pixels, such as 224")
     args = parser.parse_args()
     name, step = ways[args.framework](args.image_size)

@@ -1,13 +1,14 @@
-"""How start-up, memory and a training step grow with the number of pictures, and a step with that of folds and processes.
+"""How start-up, memory and a training step grow with the number of images, folds and processes.
 
-    python benchmarks/scaling.py                                 # 2,500 and 16,000 drawn pictures, folds at 224 pixels
-    python benchmarks/scaling.py --pictures 500 2000             # for a laptop
-    python benchmarks/scaling.py --pictures 64000 --folds        # no second table; 1.3 GB in the temporary folder
-    python benchmarks/scaling.py --pictures --folds --processes  # the third table alone, in five folds
+    python benchmarks/scaling.py                               # 2,500 and 16,000 drawn images
+    python benchmarks/scaling.py --images 500 2000             # for a laptop
+    python benchmarks/scaling.py --images 64000 --folds        # no second table; 1.3 GB on disk
+    python benchmarks/scaling.py --images --folds --processes  # the third table alone, five folds
 
-Draws JPEG files of smooth noise, one in 50 a mirrored copy, and starts on them twice at 64 pixels, each time in a process
-of its own, since the peak memory of a process never falls; Paddle and the rest, just loaded, are not counted in it. For
-the teacher's trunk a random matrix stands in there, and weights are random. In brackets: processor time of all cores.
+Draws JPEG files of smooth noise, one in 50 a mirrored copy, and starts on them twice at 64 pixels,
+each time in a process of its own, since the peak memory of a process never falls; what Paddle takes
+when loaded is not counted. A random matrix stands in for the teacher, and weights are random. In
+brackets: processor time of all cores.
 """
 import argparse
 import json
@@ -20,21 +21,27 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), os.pardir))
-from utils import runtime  # noqa: E402
-import cv2  # noqa: E402
-import numpy as np  # noqa: E402
-import paddle  # noqa: E402
+from utils import CORES  # first: it sets what numpy, paddle and cv2 read when they load
 
-from models.teacher_model import Head, extract_features, fit_heads, load_trunk  # noqa: E402
-from utils.copies import group_pictures, known_copies  # noqa: E402
-from utils.data_utils import Pictures, load_pictures, stratified_parts  # noqa: E402
-from utils.parallel import team  # noqa: E402
-from utils.settings import Settings  # noqa: E402
-from utils.train_utils import build_fold, pictures_per_part, train  # noqa: E402
-from utils.transforms import square_side  # noqa: E402
+# isort: split
+import cv2
+import numpy as np
+import paddle
 
-CATEGORIES, STEPS, WARM = 6, 16, 4
-FEWEST = 400  # pictures, for so many steps
+from main import train
+from models.teacher_model import Head
+from utils import engine
+from utils.data_utils import assign_folds, images_per_fold
+from utils.distributed import world
+from utils.images.dataset import Images, load_images
+from utils.images.duplicates import find_groups
+from utils.settings import Settings
+from utils.teacher import extract_features, fit_heads, load_teacher
+from utils.train_utils import build_student, frozen_stem
+from utils.transforms import square_side
+
+CATEGORIES, STEPS, WARM_UP = 6, 16, 4
+MIN_IMAGES = 400  # for so many steps
 both = "{0[0]:.1f} ({0[1]:.1f})".format
 
 
@@ -50,129 +57,155 @@ def peak():
 def draw(folder, count):
     def one(i):
         rng = np.random.default_rng(i - (i % 50 == 1))  # number 1 mirrors number 0
-        picture = sum(cv2.resize(rng.normal(32, sd, (side, side, 3)), (96, 80), interpolation=cv2.INTER_CUBIC)
-                      for side, sd in ((2, 30), (4, 30), (8, 20), (24, 15))).clip(0, 255).astype(np.uint8)
+        image = sum(cv2.resize(rng.normal(32, sd, (side, side, 3)), (96, 80),
+                               interpolation=cv2.INTER_CUBIC)
+                    for side, sd in ((2, 30), (4, 30), (8, 20), (24, 15)))
+        image = image.clip(0, 255).astype(np.uint8)
         path = os.path.join(folder, str(i % CATEGORIES), f"{i}.jpg")
         os.makedirs(os.path.dirname(path), exist_ok=True)
-        cv2.imencode(".jpg", picture[:, ::-1] if i % 50 == 1 else picture)[1].tofile(path)
-    with ThreadPoolExecutor(runtime.CORES) as pool:
+        cv2.imencode(".jpg", image[:, ::-1] if i % 50 == 1 else image)[1].tofile(path)
+    with ThreadPoolExecutor(CORES) as pool:
         list(pool.map(one, range(count)))
 
 
-def step_time(pictures, parts, trunk, settings, threads=runtime.CORES):
-    """Median milliseconds of a training step per picture, by both clocks."""
-    rng, times = np.random.default_rng(0), []
-    head = Head(*(0.01 * rng.normal(size=shape).astype("f") for shape in ((2048, CATEGORIES), (1, CATEGORIES), 2048)),
-                np.ones(2048, "f"))
-    team.folds = range(settings.num_folds)
-    folds = [build_fold(k, pictures.labels, parts, head, settings) for k in team.folds]
+class Enough(Exception):
+    """So many steps have been timed."""
 
-    def on_step(_, step):  # every step, or every few
-        times.append([step, *clocks()])
-        if step >= STEPS:
-            raise StopAsyncIteration  # nothing in the program raises it
+
+class Stopwatch:
+    """A stand-in for a Run in main.train: notes the time of each step, and ends training."""
+    epoch = step = 0
+
+    def __init__(self, settings, threads):
+        self.settings, self.threads, self.times = settings, threads, []
+
+    def after_step(self, epoch, step):
+        self.times.append(clocks())
+        if step == STEPS:
+            raise Enough
+
+
+def step_time(images, fold_of, settings, threads=CORES):
+    """Median milliseconds of a training step per image, by both clocks."""
+    rng = np.random.default_rng(0)
+    head = Head(*(0.01 * rng.normal(size=shape).astype("f") for shape in (
+        (2048, CATEGORIES), (1, CATEGORIES), 2048)), np.ones(2048, "f"))
+    students = [build_student(k, images.labels, fold_of, head, settings)
+                for k in range(settings.num_folds)]
+    watch = Stopwatch(settings, threads)
     try:
-        train(folds, pictures, parts, trunk, settings, threads, on_step=on_step)
-    except StopAsyncIteration:
-        steps, *both_clocks = np.diff([t for t in times if t[0] >= WARM], axis=0).T
-        return 1000 * np.median(both_clocks / steps, 1) / (pictures_per_part(settings) * len(folds))
+        train(students, images, fold_of, load_teacher(("", None), settings, threads),
+              frozen_stem(students, settings, threads), watch)
+    except Enough:
+        steps = np.diff(watch.times[WARM_UP:], axis=0)
+        return 1000 * np.median(steps, 0) / (images_per_fold(settings) * len(students))
 
 
-def pictures_in_folds(k):
-    """Pictures, and their parts, for a step or two of k folds: 64 different ones of noise, none of them in a file."""
+def noise_in_folds(k):
+    """Images in no file, and their folds, for a step or two of k folds: 64 different ones."""
     squares = np.random.default_rng(0).integers(0, 256, (64, *2 * [square_side(224)], 3), np.uint8)
-    n = np.arange((STEPS + 1) * pictures_per_part(Settings(num_folds=k)) * k)
-    return Pictures("", n.tolist(), n // k % CATEGORIES, list("abcdef"), [], lambda i: squares[i % 64]), n % k
+    n = np.arange((STEPS + 1) * images_per_fold(Settings(num_folds=k)) * k)
+    return Images("", n.tolist(), n // k % CATEGORIES, list("abcdef"), [],
+                  lambda i: squares[i % 64], 0 * n), n % k
 
 
 def step(threads):
-    """What one process of several, or the only one, needs for a step of five folds, and sends in it; prints it as JSON."""
-    team.join()
-    gather, sent = team.all_gather, []
+    """What a process needs for a step of five folds, and sends in it, as JSON."""
+    world.join()
+    gather, sent = world.all_gather, []
 
     def counted(x, n):
         sent.append(int(x.numel()) * 4)
         return gather(x, n)
-    team.all_gather = counted
-    settings = Settings(warmup_epochs=0)
-    ms = step_time(*pictures_in_folds(5), load_trunk("", None, settings, threads), settings, threads)
-    if not team.rank:
-        print(json.dumps(dict(ms=ms.tolist(), sent=sum(sent[-2:]) * (team.size - 1))))
+    world.all_gather = counted
+    ms = step_time(*noise_in_folds(5), Settings(warmup_epochs=0), threads)
+    if world.rank == 0:
+        print(json.dumps(dict(ms=ms.tolist(), sent=sum(sent[-2:]) * (world.size - 1))))
 
 
 def start(folder, cache, second):
-    """A start of main.py on a folder; the second time also what comes next. Prints seconds and MB as JSON."""
-    settings, threads = Settings(image_size=64, warmup_epochs=0, head_c=1e-5), runtime.CORES  # head_c: fitted sooner
+    """A start of main.py on a folder; the second time also what follows: seconds and MB as JSON."""
+    settings = Settings(data_dir=folder, cache_dir=cache, image_size=64, warmup_epochs=0,
+                        head_c=1e-5)  # fitted sooner
     before, times = peak(), [clocks()]
-    pictures = load_pictures(folder, 64, cache_dir=cache)
+    images = load_images(settings)
     times.append(clocks())
-    groups = group_pictures(len(pictures), known_copies(pictures, threads))
+    groups = find_groups(images, settings)
     times.append(clocks())
-    parts = stratified_parts(pictures.labels, 5, 42, pictures.categories, groups)
+    fold_of = assign_folds(images.labels, 5, 42, images.categories, groups)
     times.append(clocks())
     answer = dict(times=np.diff(times, axis=0).tolist(), peaks=[peak() - before])
     if second:
         matrix = np.random.default_rng(0).normal(size=(192, 2048)).astype("f")
-        features = extract_features(lambda x: paddle.to_tensor(x[:, :, ::8, ::8].reshape(len(x), -1) @ matrix),
-                                    pictures, settings, threads)
-        fit_heads(features, pictures.labels, parts, range(5), settings, threads)
+
+        def teacher(x):
+            return paddle.to_tensor(x[:, :, ::8, ::8].reshape(len(x), -1) @ matrix)
+        features = extract_features(teacher, images, settings, CORES)
+        fit_heads(features, images.labels, fold_of, settings, CORES)
         answer["peaks"].append(peak() - before)
         del features
-        answer["step"] = step_time(pictures, parts, load_trunk("", None, settings, threads), settings).tolist()
+        answer["step"] = step_time(images, fold_of, settings).tolist()
         answer["peaks"].append(peak() - before)
     print(json.dumps(answer))
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--pictures", type=int, nargs="*", default=[2500, 16000],
-                        help=f"a row of the table each, at least {FEWEST} (default: 2500 16000)")
+    parser = argparse.ArgumentParser(description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--images", type=int, nargs="*", default=[2500, 16000],
+                        help=f"a row of the table each, at least {MIN_IMAGES} "
+                             "(default: 2500 16000)")
     parser.add_argument("--folds", type=int, nargs="*", default=[2, 5, 10],
                         help="the first two give the line (default: 2 5 10); none: no second table")
-    parser.add_argument("--processes", action="store_true", help="compare one process of one and two threads with two of one")
+    parser.add_argument("--processes", action="store_true",
+                        help="compare one process with one and two threads with two of one")
     parser.add_argument("--step", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--start", nargs=3, help=argparse.SUPPRESS)
-    arguments = parser.parse_args()
-    if min(arguments.pictures, default=FEWEST) < FEWEST:
-        parser.error(f"--pictures {min(arguments.pictures)}: at least {FEWEST}, or there are too few steps to time")
-    runtime.keep_memory()
-    runtime.choose_device("cpu")
-    if arguments.step:
-        return step(arguments.step)
-    if arguments.start:
-        return start(*arguments.start[:2], arguments.start[2] == "second")
-    print(f"{runtime.processor()}, {runtime.CORES} cores, {runtime.versions()}")
-    if arguments.pictures:
-        print("\n| pictures | decode, s | copies, s | parts, s | second start, s | a step, ms per picture | MB: start | "
-              "features, heads | training |\n" + 9 * "| --- " + "|")
-    for count in arguments.pictures:
+    args = parser.parse_args()
+    if min(args.images, default=MIN_IMAGES) < MIN_IMAGES:
+        parser.error(f"--images {min(args.images)}: at least {MIN_IMAGES}, or there are too few "
+                     "steps to time")
+    engine.keep_memory()
+    engine.choose_device("cpu")
+    if args.step:
+        return step(args.step)
+    if args.start:
+        return start(*args.start[:2], args.start[2] == "second")
+    print(f"{engine.processor()}, {CORES} cores, {engine.versions()}")
+    if args.images:
+        print("\n| images | decode, s | duplicates, s | folds, s | second start, s | a step, ms "
+              "per image | MB: start | features, heads | training |\n" + 9 * "| --- " + "|")
+    for count in args.images:
         with tempfile.TemporaryDirectory() as folder:
-            draw(os.path.join(folder, "set"), count)
+            data, cache = os.path.join(folder, "set"), os.path.join(folder, "cache")
+            draw(data, count)
             first, second = (json.loads(subprocess.run(
-                [sys.executable, __file__, "--start", os.path.join(folder, "set"), os.path.join(folder, "cache"), how],
-                stdout=subprocess.PIPE, check=True).stdout) for how in ("first", "second"))
+                [sys.executable, __file__, "--start", data, cache, how], stdout=subprocess.PIPE,
+                check=True).stdout.splitlines()[-1]) for how in ("first", "second"))
         times = map(both, [*first["times"], np.sum(second["times"], 0), second["step"]])
         peaks = np.round(first["peaks"] + second["peaks"][1:]).astype(int)
         print(f"| {count}", *times, *peaks, sep=" | ", end=" |\n", flush=True)
-    if arguments.folds:
-        print("\n| folds | a step, ms per picture, 224 pixels | on the line of the first two |\n" + 3 * "| --- " + "|")
+    if args.folds:
+        print("\n| folds | a step, ms per image, 224 pixels | on the line of the first two |\n"
+              + 3 * "| --- " + "|")
     rows = []
-    for k in arguments.folds:
-        settings = Settings(num_folds=k, warmup_epochs=0)
-        rows.append((k, step_time(*pictures_in_folds(k), load_trunk("", None, settings, runtime.CORES), settings)))
+    for k in args.folds:
+        rows.append((k, step_time(*noise_in_folds(k), Settings(num_folds=k, warmup_epochs=0))))
         tail = (rows[1][1] - rows[0][1]) / (rows[1][0] - rows[0][0]) if len(rows) > 1 else 0
-        print(f"| {k} | {both(rows[-1][1])} | {both(rows[0][1] + (k - rows[0][0]) * tail)} |", flush=True)
-    if arguments.processes:
-        print("\n| processes | threads of each | ms per picture in five folds | pictures/s | bytes that each sends in a step |\n"
-              + 5 * "| --- " + "|")
-    for processes, threads in ((1, 1), (1, 2), (2, 1)) * arguments.processes:
+        line = rows[0][1] + (k - rows[0][0]) * tail
+        print(f"| {k} | {both(rows[-1][1])} | {both(line)} |", flush=True)
+    if args.processes:
+        print("\n| processes | threads of each | ms per image in five folds | images/s | bytes "
+              "that each sends in a step |\n" + 5 * "| --- " + "|")
+    for processes, threads in ((1, 1), (1, 2), (2, 1)) * args.processes:
         with tempfile.TemporaryDirectory() as folder:
-            launch = ["-m", "paddle.distributed.launch", "--nproc_per_node", str(processes), "--backend", "gloo", "--log_dir",
-                      folder] if processes > 1 else []
-            printed = subprocess.run([sys.executable, *launch, __file__, "--step", str(threads)], stdout=subprocess.PIPE,
-                                     text=True, check=True).stdout
+            launch = ["-m", "paddle.distributed.launch", "--nproc_per_node", str(processes),
+                      "--backend", "gloo", "--log_dir", folder] if processes > 1 else []
+            printed = subprocess.run([sys.executable, *launch, __file__, "--step", str(threads)],
+                                     stdout=subprocess.PIPE, text=True, check=True).stdout
         (line,) = (json.loads(line) for line in printed.splitlines() if line.startswith('{"ms"'))
-        print(f"| {processes} | {threads} | {line['ms'][0]:.1f} | {1000 / line['ms'][0]:.1f} | {line['sent']} |", flush=True)
+        print(f"| {processes} | {threads} | {line['ms'][0]:.1f} | {1000 / line['ms'][0]:.1f} | "
+              f"{line['sent']} |", flush=True)
 
 
 if __name__ == "__main__":

@@ -1,12 +1,13 @@
-"""What one picture costs in a run of five folds, part by part, and what the same costs fold after fold elsewhere.
+"""What one image costs in a run of five folds, part by part, and what it costs elsewhere.
 
-    python benchmarks/step.py --image_size 64                   # to try it: a minute on a laptop
-    python benchmarks/step.py --torch torch/bin/python          # 224 pixels, beside PyTorch in a Python of its own:
-                                                                # python -m venv torch && torch/bin/pip install torch==2.13.0
+    python benchmarks/step.py --image_size 64                      # to try it: a minute on a laptop
+    python -m venv torch && torch/bin/pip install torch==2.13.0    # PyTorch in a Python of its own,
+    python benchmarks/step.py --torch torch/bin/python             # and 224 pixels beside it
 
-Batches of 16, ResNet50, 14 blocks frozen, random weights. Here training itself is timed, whole blocks of steps; the others
-take a batch of one fold each in between (benchmarks/peers.py), and a picture costs them four: it is in the training set of
-four folds. Medians; only the ratios mean something beyond the machine, which is printed. Figures: README, "Speed".
+Batches of 16, ResNet50, 14 blocks frozen, random weights. Blocks of real training steps are timed;
+the peers (benchmarks/peers.py) take a batch of one fold each in between, and an image costs them
+four: it is in the training set of four folds. Medians; only the ratios mean something on another
+machine. Figures: docs/measurements.md.
 """
 import argparse
 import json
@@ -19,145 +20,121 @@ from concurrent.futures import ThreadPoolExecutor
 
 ROOT = os.path.join(os.path.dirname(os.path.abspath(__file__)), os.pardir)
 sys.path.insert(0, ROOT)
-from utils import runtime  # noqa: E402
-import numpy as np  # noqa: E402
-import paddle  # noqa: E402
+from utils import CORES  # first: it sets what numpy, paddle and cv2 read when they load
 
-from models.teacher_model import Head, Trunk, load_trunk  # noqa: E402
-from utils import train_utils  # noqa: E402
-from utils.cost import count  # noqa: E402
-from utils.data_utils import Pictures  # noqa: E402
-from utils.settings import Settings  # noqa: E402
-from utils.transforms import square_side  # noqa: E402
+# isort: split
+import numpy as np
+import paddle
+from paddle.nn import functional as F
+
+from models.teacher_model import Backbone, Head
+from utils import engine
+from utils.data_utils import epoch_order, images_per_fold, train_batches
+from utils.images.dataset import Images
+from utils.report.cost import count
+from utils.settings import Settings
+from utils.teacher import load_teacher
+from utils.train_utils import build_student, frozen_stem, student_threads, train_step
+from utils.transforms import square_side
 
 ROUNDS, STEPS, BATCH, SIDE = 5, 6, 16, 2048
-PLAIN = ("OMP_NUM_THREADS", "KMP_BLOCKTIME", "MKL_DEBUG_CPU_TYPE", "GLOG_minloglevel")  # of what utils/__init__.py sets
-KEEP = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**31 - 1)}  # runtime.keep_memory, for PyTorch
+PLAIN = ("OMP_NUM_THREADS", "KMP_BLOCKTIME", "MKL_DEBUG_CPU_TYPE", "GLOG_minloglevel")  # of utils
+KEEP_MEMORY = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**31 - 1)}  # for PyTorch
+PARTS = ("waiting for images", "teacher", "stem", "four tails")
 
 
 class Clock:
-    """Seconds by part, of calls that are wrapped."""
+    """Seconds by part."""
 
     def __init__(self):
         self.seconds = {}
 
-    def add(self, part, seconds):
-        self.seconds[part] = self.seconds.get(part, 0) + seconds
-
-    def timed(self, part, work):
-        def call(*args):
-            began = time.perf_counter()
-            result = work(*args)
-            self.add(part, time.perf_counter() - began)
-            return result
-        return call
-
-    def waited(self, part, iterate):
-        def wrapped(*args):
-            step = self.timed(part, iter(iterate(*args)).__next__)
-            try:
-                while True:
-                    yield step()
-            except StopIteration:
-                pass
-        return wrapped
+    def call(self, part, function, *args):
+        began = time.perf_counter()
+        result = function(*args)
+        self.seconds[part] = self.seconds.get(part, 0) + time.perf_counter() - began
+        return result
 
 
 class Here:
-    """Five folds of random weights on random squares; block() trains some steps and returns ms per picture, by part."""
+    """Five students with random weights on random images."""
 
     def __init__(self, size):
-        self.settings = Settings(image_size=size, num_epochs=1, warmup_epochs=0, patience=1000, batch_size=BATCH,
+        self.settings = Settings(image_size=size, num_epochs=1, warmup_epochs=0, batch_size=BATCH,
                                  teacher_weights="random", student_weights="random").check()
-        rng = np.random.default_rng(0)
-        self.per_step = 5 * train_utils.pictures_per_part(self.settings)
-        squares = rng.integers(0, 256, (self.per_step, square_side(size), square_side(size), 3), np.uint8)
+        rng, k = np.random.default_rng(0), 5
+        self.per_step = k * images_per_fold(self.settings)
+        shape = self.per_step, square_side(size), square_side(size), 3
+        squares = rng.integers(0, 256, shape, np.uint8)
         n = STEPS * self.per_step
-        self.parts, labels = np.arange(n) % 5, np.arange(n) // 5 % 6
-        self.pictures = Pictures("", [""] * n, labels, list("abcdef"), [], lambda i: squares[i % len(squares)])
-        head = Head(*(rng.normal(0, 0.01, shape).astype(np.float32) for shape in ((2048, 6), (1, 6), (2048,))),
-                    np.ones(2048, np.float32))
-        self.folds = [train_utils.build_fold(k, labels, self.parts, head, self.settings) for k in range(5)]
-        self.trunk = load_trunk("", None, self.settings, runtime.CORES)
+        self.fold_of, labels = np.arange(n) % k, np.arange(n) // k % 6
+        self.images = Images("", [""] * n, labels, list("abcdef"), [],
+                             lambda i: squares[i % len(squares)], np.zeros(n, np.int64))
+        head = Head(*(rng.normal(0, 0.01, shape).astype(np.float32)
+                      for shape in ((2048, 6), (1, 6), 2048)), np.ones(2048, np.float32))
+        self.students = [build_student(i, labels, self.fold_of, head, self.settings)
+                         for i in range(k)]
+        self.teacher = load_teacher(("", None), self.settings, CORES)
+        self.stem = frozen_stem(self.students, self.settings, CORES)
         self.maps = paddle.randn([BATCH, 96, size // 16, size // 16])
-        self.compiled, self.prefetch = runtime.compiled, train_utils.prefetch
 
     def block(self):
-        clock, taken = Clock(), {}
-        train_utils.prefetch = clock.waited("waiting for views", self.prefetch)
-        runtime.compiled = lambda *args: clock.timed("prefix", self.compiled(*args))
+        """Milliseconds per image of STEPS steps, by part."""
+        clock, pool = Clock(), student_threads(CORES)
+        order = epoch_order(self.fold_of, range(5), self.settings, 0)
+        for student in self.students:
+            student.running = paddle.zeros([4])
+        batches = train_batches(self.images, self.fold_of, order, self.settings, 0, 0, CORES)
+        for _ in range(len(order)):
+            batch = clock.call(PARTS[0], next, batches)
+            features = clock.call(PARTS[1], self.teacher, batch.x)
+            maps = clock.call(PARTS[2], self.stem, batch.x)
+            clock.call(PARTS[3], list, pool.map(
+                lambda s: train_step(s, batch, features, maps), self.students))
+        clock.seconds["all"] = sum(clock.seconds.values())
+        return {part: 1000 * seconds / (len(order) * self.per_step)
+                for part, seconds in clock.seconds.items()}
 
-        def on_step(epoch, step):
-            if step == STEPS and not taken:  # later calls belong to the validation
-                taken.update(clock.seconds, all=time.perf_counter() - clock.began)
+    def loss(self, student):
+        pooled = student.network.pool(self.maps)
+        logits = student.network.head(pooled)
+        return (F.cross_entropy(logits, paddle.arange(BATCH) % 6)
+                + 8 * F.mse_loss(student.regressor(pooled), paddle.ones([BATCH, 2048])))
 
-        def trunk(x):
-            return clock.timed("teacher", self.trunk)(x)
-        order = train_utils.epoch_order
-
-        def begin(*args):
-            clock.began = time.perf_counter()
-            return order(*args)
-        train_utils.epoch_order = begin
-        train_utils.train(self.folds, self.pictures, self.parts, trunk, self.settings, runtime.CORES, on_step=on_step)
-        train_utils.epoch_order, train_utils.prefetch, runtime.compiled = order, self.prefetch, self.compiled
-        taken["four tails learn"] = 2 * taken["all"] - sum(taken.values())
-        return {part: 1000 * seconds / (STEPS * self.per_step) for part, seconds in taken.items()}
-
-
-def loss_of(fold, maps):
-    """The loss of one student on what a prefix gave."""
-    pooled = fold.student.pool(maps)
-    return (paddle.nn.functional.cross_entropy(fold.student.head(pooled), paddle.arange(BATCH) % 6)
-            + 8 * paddle.nn.functional.mse_loss(fold.regressor(pooled), paddle.ones([BATCH, 2048])))
-
-
-def tail_parts(here):
-    """ms per picture of one student on one core, by part."""
-    fold, clock = here.folds[0], Clock()
-    fold.student.train()
-    loss = clock.timed("forward", loss_of)(fold, here.maps)
-    clock.timed("backward", loss.backward)()
-    clock.timed("Adam", fold.optimizer.step)()
-    fold.optimizer.clear_grad()
-    return {part: 1000 * seconds / BATCH for part, seconds in clock.seconds.items()}
-
-
-def pair_rate(here):
-    """Pictures per second that students learn from, one student on each core."""
-    def learn(fold):
-        loss_of(fold, here.maps).backward()
-        fold.optimizer.step()
-        fold.optimizer.clear_grad()
-    for fold in here.folds:
-        fold.student.train()
-    with ThreadPoolExecutor(runtime.CORES) as pool:
-        began = time.perf_counter()
-        list(pool.map(learn, here.folds[:runtime.CORES]))
-        return BATCH * min(runtime.CORES, 5) / (time.perf_counter() - began)
+    def tail_parts(self):
+        """Milliseconds per image of one student on one core, by part."""
+        student, clock = self.students[0], Clock()
+        loss = clock.call("forward", self.loss, student)
+        clock.call("backward", loss.backward)
+        clock.call("Adam", student.optimizer.step)
+        student.optimizer.clear_grad()
+        return {part: 1000 * seconds / BATCH for part, seconds in clock.seconds.items()}
 
 
 def matmul_rate():
-    """Gigaflops of float32 products of matrices, one in each thread."""
-    pairs = [(paddle.randn([SIDE, SIDE]), paddle.randn([SIDE, SIDE])) for _ in range(runtime.CORES)]
-    with ThreadPoolExecutor(runtime.CORES) as pool:
+    """Gigaflops of float32 matrix products, one in each thread."""
+    pairs = [(paddle.randn([SIDE, SIDE]), paddle.randn([SIDE, SIDE])) for _ in range(CORES)]
+    with ThreadPoolExecutor(CORES) as pool:
         began = time.perf_counter()
         list(pool.map(lambda pair: paddle.matmul(*pair), pairs))
         return len(pairs) * 2 * SIDE**3 / (time.perf_counter() - began) / 1e9
 
 
 def start_peer(python, which, size):
-    env = {k: v for k, v in os.environ.items() if k not in PLAIN} | ({} if which == "paddle" else KEEP)
-    process = subprocess.Popen([python, os.path.join(ROOT, "benchmarks", "peers.py"), which, str(size)], env=env, text=True,
-                               stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    env = {k: v for k, v in os.environ.items() if k not in PLAIN}
+    env |= {} if which == "paddle" else KEEP_MEMORY
+    command = [python, os.path.join(ROOT, "benchmarks", "peers.py"), which, str(size)]
+    process = subprocess.Popen(command, env=env, text=True, stdin=subprocess.PIPE,
+                               stdout=subprocess.PIPE)
     return json.loads(process.stdout.readline()), process
 
 
 def ask(process):
-    """ms per picture of one fold, by part."""
+    """Milliseconds per image of one fold, by part."""
     process.stdin.write("\n")
     process.stdin.flush()
-    return {part: 1000 * seconds / BATCH for part, seconds in json.loads(process.stdout.readline()).items()}
+    seconds = json.loads(process.stdout.readline())
+    return {part: 1000 * value / BATCH for part, value in seconds.items()}
 
 
 def median(rows, part):
@@ -165,23 +142,23 @@ def median(rows, part):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--image_size", type=int, default=224, help="pixels (default: 224)")
     parser.add_argument("--torch", metavar="PYTHON", help="a Python that has PyTorch")
     args = parser.parse_args()
-    runtime.keep_memory()
-    runtime.choose_device("cpu")
+    engine.keep_memory()
+    engine.choose_device("cpu")
     here = Here(args.image_size)
-    peers = dict(start_peer(python, which, args.image_size)
-                 for which, python in (("torch", args.torch), ("torch-half", args.torch if runtime.BFLOAT16 else None),
-                                       ("paddle", sys.executable)) if python)
-    here.block()  # the first one warms up
-    tail_parts(here)
-    blocks, tails, pairs, rates, others = [], [], [], [], {name: [] for name in peers}
+    half = args.torch if engine.BFLOAT16 else None
+    peers = dict(start_peer(python, which, args.image_size) for which, python in (
+        ("torch", args.torch), ("torch-half", half), ("paddle", sys.executable)) if python)
+    here.block()  # warms up
+    here.tail_parts()
+    blocks, tails, rates, others = [], [], [], {name: [] for name in peers}
     for _ in range(ROUNDS):
         blocks.append(here.block())
-        tails.append(tail_parts(here))
-        pairs.append(pair_rate(here))
+        tails.append(here.tail_parts())
         rates.append(matmul_rate())
         for name, process in peers.items():
             others[name].append(ask(process))
@@ -189,21 +166,21 @@ def main():
         process.stdin.close()
 
     whole = median(blocks, "all")
-    print(f"{runtime.processor()}, {runtime.CORES} cores, {runtime.versions()}\n")
-    print(f"| one picture in five folds, {args.image_size} pixels | ms |\n| --- | --- |")
-    for part in ("waiting for views", "teacher", "prefix", "four tails learn"):
+    print(f"{engine.processor()}, {CORES} cores, {engine.versions()}\n")
+    print(f"| an image in five folds, {args.image_size} pixels | ms |\n| --- | --- |")
+    for part in PARTS:
         print(f"| {part} | {median(blocks, part):.1f} |")
     print(f"| **all of it, here** | **{whole:.1f}** |")
     for name, rows in others.items():
         four = 4 * statistics.median(sum(r.values()) for r in rows)
         parts = ", ".join(f"{part} {median(rows, part):.1f}" for part in rows[0])
         print(f"| {name}, fold after fold: 4 x ({parts}) | {four:.0f}, {four / whole:.1f} times |")
-    _, multiply_adds = count(Trunk(), [3, args.image_size, args.image_size])
-    rate, teacher = statistics.median(rates), 2 * multiply_adds / median(blocks, "teacher") / 1e6
-    print(f"\nteacher: {teacher:.0f} gigaflops, {100 * teacher / rate:.0f} % of those of a product of float32 matrices "
-          f"({rate:.0f})\n"
-          f"one student on one core, ms per picture: " + ", ".join(f"{part} {median(tails, part):.1f}" for part in tails[0])
-          + f"; one on each of {runtime.CORES} cores: {statistics.median(pairs):.0f} pictures/s")
+    _, multiply_adds = count(Backbone(), [3, args.image_size, args.image_size])
+    rate = statistics.median(rates)
+    teacher = 2 * multiply_adds / median(blocks, "teacher") / 1e6
+    print(f"\nteacher: {teacher:.0f} gigaflops, {100 * teacher / rate:.0f} % of those of a float32 "
+          f"matrix product ({rate:.0f})\none student on one core, ms per image: "
+          + ", ".join(f"{part} {median(tails, part):.1f}" for part in tails[0]))
 
 
 if __name__ == "__main__":

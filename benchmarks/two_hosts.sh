@@ -2,7 +2,7 @@
 # One run of main.py on two hosts: network namespaces of this machine, joined by a link of their own. Linux, as root.
 #
 #     benchmarks/two_hosts.sh shared       # both in one folder; a minute or two, on a laptop too
-#     benchmarks/two_hosts.sh separate     # each has its own copy of the pictures and its own cache, under the same path
+#     benchmarks/two_hosts.sh separate     # each has its own copy of the images and its own cache; logs and weights are shared
 #     benchmarks/two_hosts.sh cut          # the link goes down in the middle of training: both must end by themselves
 #
 # Trains shortly on the sample set, one core a host, in a temporary folder. PYTHON names another program than `python`.
@@ -57,7 +57,7 @@ learns_or_ended() {
 
 for host in "${hosts[@]}"; do ip netns add "$host"; done
 ip link add v1 netns "${hosts[0]}" type veth peer name v2 netns "${hosts[1]}"
-mkdir "$work/here" "$work/disk1" "$work/disk2"
+mkdir "$work/here" "$work/shared" "$work/disk1" "$work/disk2"
 if [ "$mode" = separate ]; then
     "$python" -c "import sys; from data.make_sample import make_sample; make_sample(sys.argv[1])" "$work/disk1/sample"
     cp -r "$work/disk1/sample" "$work/disk2/sample"
@@ -73,8 +73,8 @@ for i in 1 2; do
     "${inside[@]}" env OMP_NUM_THREADS=1 GLOO_SOCKET_IFNAME=v$i "$python" -m paddle.distributed.launch --nnodes 2 \
         --nproc_per_node 1 --master 10.77.0.1:6170 --host 10.77.0.$i --rank $((i - 1)) --log_dir "$work/launch$i" main.py \
         --sample --image_size 32 --num_folds 3 --num_epochs $epochs --patience $epochs --warmup_epochs 1 --batch_size 32 \
-        --threads 1 --data_dir "$work/here/sample" --cache_dir "$work/here/cache" --log_dir "$work/here/logs" \
-        --save_dir "$work/here/saved" > "$work/host$i.txt" 2>&1 &
+        --threads 1 --data_dir "$work/here/sample" --cache_dir "$work/here/cache" --log_dir "$work/shared/logs" \
+        --save_dir "$work/shared/saved" > "$work/host$i.txt" 2>&1 &
     pids+=($!)
 done
 
@@ -105,20 +105,17 @@ echo
 if [ "$mode" = cut ]; then
     [[ ${statuses[0]} != 0 && ${statuses[1]} != 0 ]] || problems+=("a side ended well")
     for i in 1 2; do
-        grep -Eq "^error: .*(lost another one|has ended|silent|not heard)" "${logs[i - 1]}" \
+        grep -Eq "^error: .*(lost another one|has ended|no heartbeat|lost the connection)" "${logs[i - 1]}" \
             || problems+=("host $i does not say that it lost the other")
     done
-    [ -z "$(find "$work/here/logs" -name report.txt)" ] || problems+=("there is a report")
+    [ -z "$(find "$work/shared/logs" -name report.txt)" ] || problems+=("there is a report")
 else
     [ "${statuses[*]}" = "0 0" ] || problems+=("a side did not end well")
-    for place in here disk1 disk2; do
+    for place in here shared disk1 disk2; do
         find "$work/$place" \( -name report.txt -o -name "*.pdparams" -o -name "*.npy" \) -printf "$place: %P\n" | sort
     done
-    first=$work/$([ "$mode" = shared ] && echo here || echo disk1)
-    for what in "1 report.txt" "3 *.pdparams"; do  # nowhere else
-        for place in "$first" "$work"; do
-            [ "$(find "$place" -name "${what#* }" | wc -l)" = "${what%% *}" ] || problems+=("not $what in $place")
-        done
+    for what in "1 report.txt" "3 *.pdparams"; do
+        [ "$(find "$work/shared" -name "${what#* }" | wc -l)" = "${what%% *}" ] || problems+=("not $what")
     done
 fi
 for problem in "${problems[@]}"; do echo "NOT AS IT SHOULD BE: $problem"; done

@@ -1,5 +1,4 @@
 """main.py as a user starts it: files, exit codes, and one line for every wrong option."""
-import dataclasses
 import glob
 import html
 import json
@@ -12,50 +11,72 @@ import sys
 import numpy as np
 import paddle
 import pytest
-from conftest import ROOT, SHORT, read_rows
 
 import main
+from conftest import ROOT, SHORT, read_rows, run_program
 from utils import processor
-from utils.data_utils import Pictures
-from utils.page import escaped, image
-from utils.settings import InputError, Settings, table
-from utils.state import ended
+from utils.errors import InputError
+from utils.images.dataset import Images
+from utils.report.page import escaped, image_tag
+from utils.run.resume import is_finished
+from utils.run.run import Run
+from utils.settings import Settings, new_settings, table
+from utils.teacher import check_teacher
 
 
 def test_sample_run_leaves_everything_behind(sample):
     where, printed = sample
     (run,) = os.listdir(where / "logs")
     folder = where / "logs" / run
-    files = {"report.txt", "report.html", "report.json", "out_of_fold.csv", "confusion_matrix.png", "curves.png", "confidence.png",
-             "mistakes.png", "mistakes.csv", "scalars.csv",
-             "first_pictures.png", "training_views.png", "settings.json", "folds.csv", "left_out.csv",
-             "copies.csv"}
+    files = {"report.txt", "report.html", "report.json", "results.json", "out_of_fold.csv",
+             "confusion_matrix.png", "curves.png", "confidence.png", "mistakes.png", "mistakes.csv",
+             "scalars.csv", "first_images.png", "augmented_images.png", "settings.json",
+             "folds.csv", "left_out.csv", "duplicates.csv"}
     assert files <= set(os.listdir(folder))
-    assert all(glob.glob(str(folder / d / "vdlrecords*")) for d in ("fold0", "fold1", "fold2", "pictures", "result", "student",
-                                                                      "student_cross_fitted", "teacher"))
+    assert all(glob.glob(str(folder / d / "vdlrecords*")) for d in (
+        "fold0", "fold1", "fold2", "images", "result", "student", "student_cross_fitted",
+        "teacher"))
     (graph,) = glob.glob(str(folder / "student" / "vdlgraph*"))
-    assert open(graph, encoding="utf-8").read().count('"InvertedResidual"') >= 17  # MobileNetV2's, to unfold
+    with open(graph, encoding="utf-8") as f:
+        assert f.read().count('"InvertedResidual"') >= 17  # MobileNetV2's, to unfold
     rows = read_rows(folder / "out_of_fold.csv")
     assert len(rows) == len({r["path"] for r in rows}) == 240
-    assert len({r["group"] for r in read_rows(folder / "folds.csv")}) == 240  # drawn pictures are no copies of one another
-    assert (folder / "copies.csv").read_text("utf-8-sig").split() == ["group,path,label,conflict"]
-    assert "copies: 0 pictures in 0 groups stay together" in printed and "different labels" not in printed
+    assert len({r["group"] for r in read_rows(folder / "folds.csv")}) == 240  # no duplicates
+    assert (folder / "duplicates.csv").read_text("utf-8-sig").split() == [
+        "group,path,label,conflict"]
+    assert "duplicates: 0 images in 0 groups stay together" in printed
+    assert "different labels" not in printed
     report = json.loads((folder / "report.json").read_text("utf-8"))
     assert report["category_names"] == ["Harmful", "Kitchen", "Other", "Recyclable"]
     known = json.loads((folder / "settings.json").read_text("utf-8"))
-    assert known["categories"] == report["category_names"]  # a folder that comes later does not keep a run from going on
-    assert report["out_of_fold"]["teacher"]["accuracy"] > 0.4  # guessing gives 0.25
+    # recorded, so that a folder that comes later does not keep a run from being resumed
+    assert known["categories"] == report["category_names"]
+    assert report["out_of_fold"]["teacher"]["accuracy"] > 0.4  # chance is 0.25
     assert len(read_rows(folder / "scalars.csv")) == 9
-    for words in ("teacher's validation accuracy: fold 0", "epoch 3/3", "visualdl --logdir", "Confusion matrix",
-                  "random initialisation", "first five training pictures"):
+    for words in ("teacher's validation accuracy: fold 0", "epoch 3/3", "visualdl --logdir",
+                  "Confusion matrix", "random initialization", "first five training images"):
         assert words in printed
     for k in range(3):
         about = json.loads((where / "saved" / f"best_model_fold{k}.json").read_text("utf-8"))
-        assert about["categories"] == report["category_names"] and about["image_size"] == 32 and about["fold"] == k
+        assert about["categories"] == report["category_names"]
+        assert about["image_size"] == 32 and about["fold"] == k
         assert about["scores"]["val_accuracy"] == report["folds"][k]["accuracy"]
         assert about["temperature"] == report["folds"][k]["temperature"] != 1
-    assert all(report["networks"][name]["ms_alone"] > 0 for name in ("student", "teacher"))
-    assert report["networks"]["teacher"]["multiply_adds"] > report["networks"]["student"]["multiply_adds"] > 1e6
+    networks = report["networks"]
+    assert all(networks[name]["ms_alone"] > 0 for name in ("student", "teacher"))
+    assert networks["teacher"]["multiply_adds"] > networks["student"]["multiply_adds"] > 1e6
+
+
+def test_the_report_can_be_made_again_from_the_files_of_the_run(sample, tmp_path):
+    (run,) = glob.glob(str(sample[0] / "logs" / "*"))
+    again = shutil.copytree(run, tmp_path / os.path.basename(run))
+    made = {"report.txt", "report.json", "report.html", "mistakes.csv", "confidence.png"}
+    for name in made:
+        os.remove(again / name)
+    done = run_program("-m", "utils.report", str(again))
+    assert done.returncode == 0, done.stderr
+    for name in made:
+        assert (again / name).read_bytes() == open(os.path.join(run, name), "rb").read(), name
 
 
 @pytest.fixture
@@ -64,9 +85,10 @@ def closed(tmp_path):
     folder = tmp_path / "closed"
     folder.mkdir()
     root = hasattr(os, "geteuid") and os.geteuid() == 0
+    mount = ["mount", "-t", "tmpfs", "-o", "ro", "none", str(folder)]
     if not root:
         folder.chmod(0o555)
-    elif subprocess.run(["mount", "-t", "tmpfs", "-o", "ro", "none", str(folder)], capture_output=True).returncode:
+    elif subprocess.run(mount, capture_output=True).returncode:
         pytest.skip("no right to mount a tmpfs")
     yield folder
     if root:
@@ -77,30 +99,37 @@ def closed(tmp_path):
 def test_the_page_of_a_run_holds_all_of_it_and_needs_nothing_else(sample):
     where, _ = sample
     run = min(glob.glob(str(where / "logs" / "*")))
-    with open(os.path.join(run, "report.html"), encoding="utf-8") as f, open(os.path.join(run, "report.txt"),
-                                                                           encoding="utf-8") as g:
-        page, text = f.read(), g.read()
-    assert html.escape(text) in page and "num_folds<td>3" in page and "which flatters" not in page
+    with open(os.path.join(run, "report.html"), encoding="utf-8") as f:
+        page = f.read()
+    with open(os.path.join(run, "report.txt"), encoding="utf-8") as f:
+        assert html.escape(f.read()) in page
+    assert "num_folds<td>3" in page
     sources = re.findall(r"""(?:src|href|url)\s*[=(]\s*["']?([^"'\s>]{20})""", page)
-    assert len(sources) > 4 + 8 and all(s.startswith("data:image/") for s in sources) and "http" not in page
+    assert len(sources) > 4 + 8 and all(s.startswith("data:image/") for s in sources)
+    assert "http" not in page
     answers = read_rows(os.path.join(run, "out_of_fold.csv"))
     for category in ("Harmful", "Kitchen", "Other", "Recyclable"):
         for right in (True, False):
-            several = [r for r in answers if r["label"] == category and (r["prediction"] == category) == right]
-            shown = [r for r in several if f"<figcaption>{r['path']}{', 0' if right else ', wrong: ' + r['prediction']}" in page]
+            several = [r for r in answers if r["label"] == category
+                       and (r["prediction"] == category) == right]
+            shown = [r for r in several if f"<figcaption>{r['path']}"
+                     f"{', 0' if right else ', wrong: ' + r['prediction']}" in page]
             assert len(shown) == min(4, len(several)), category
 
 
 def test_names_cannot_add_to_the_page():
-    assert "<script" not in image(b"", "png", '"><script>') and escaped("<b>&\"'") == "&lt;b&gt;&amp;&quot;&#x27;"
+    assert "<script" not in image_tag(b"", "png", '"><script>')
+    assert escaped("<b>&\"'") == "&lt;b&gt;&amp;&quot;&#x27;"
 
 
 def refused_places(sample, tmp_path, monkeypatch, place):
     """What main.py says of a place for logs, weights, cache that it cannot use."""
     monkeypatch.chdir(tmp_path)
+    refusal = f"cannot write .*{place.name}.*; choose another "
     for option in ("--log_dir", "--save_dir", "--cache_dir"):
-        places = {"--log_dir": "logs", "--save_dir": "saved", "--cache_dir": "cache", option: str(place)}
-        with pytest.raises(InputError, match=f"cannot write .*{place.name}.*; choose another ") as e:
+        places = {"--log_dir": "logs", "--save_dir": "saved", "--cache_dir": "cache",
+                  option: str(place)}
+        with pytest.raises(InputError, match=refusal) as e:
             main.main(["--sample", *SHORT, "--data_dir", str(sample[0] / "sample"),
                        *(a for pair in places.items() for a in pair)])
         assert option in str(e.value)
@@ -115,7 +144,8 @@ def test_what_is_in_the_way_is_named(sample, tmp_path, monkeypatch):
 
 
 @pytest.mark.skipif(os.name == "nt", reason="permissions of Unix")
-def test_a_place_that_cannot_be_written_to_is_named_before_training(sample, tmp_path, monkeypatch, closed):
+def test_a_place_that_cannot_be_written_to_is_named_before_training(sample, tmp_path, monkeypatch,
+                                                                    closed):
     for message in refused_places(sample, tmp_path, monkeypatch, closed):
         assert "Read-only file system" in message or "Permission denied" in message
 
@@ -130,11 +160,13 @@ def test_readme_lists_the_settings_as_they_are(readme):
     (["--data_dir", "nowhere"], "python main.py --sample"),
     ([], "data101031"),
     (["--sample", "--cache_gb", "inf"], "--cache_gb inf"),
-    (["--data_dir", ROOT, "--teacher_weights", "nowhere.pdparams"], "cannot read the weights file nowhere.pdparams"),
+    (["--data_dir", ROOT, "--teacher_weights", "nowhere.pdparams"],
+     "cannot read the weights file nowhere.pdparams"),
     (["--sample", "--folds", "5"], "--folds 5: with --num_folds 5 the folds are 0 to 4"),
     (["--alpha", "1.5"], "--alpha 1.5: must be at least 0 and at most 1"),
-    (["--num_epochs", "3"], "--warmup_epochs 5"),
-    (["--data_dir", "."], "--log_dir logs: is or lies in --data_dir ., where every sub-folder is a category"),
+    (["--num_epochs", "3", "--warmup_epochs", "5"], "--warmup_epochs 5"),
+    (["--data_dir", "."],
+     "--log_dir logs: is or lies in --data_dir ., where every sub-folder is a category"),
     (["--data_dir", "d", "--save_dir", "d"], "--save_dir d: is or lies in --data_dir d"),
     (["--data_dir", "d", "--cache_dir", "d/.cache"], "no folder d"),
     (["--control", "--feature_weight", "0"], "the student has no teacher either"),
@@ -154,6 +186,22 @@ def test_wrong_use_of_main(tmp_path, monkeypatch, capsys, args, message):
     assert not os.listdir(tmp_path)  # found before anything was written
 
 
+def test_a_default_warm_up_gives_way_to_few_epochs():
+    assert [new_settings({"num_epochs": n}).warmup_epochs for n in (3, 20, 50, 500)] == [0, 2, 5, 5]
+    assert new_settings({"num_epochs": 3, "warmup_epochs": 2}).warmup_epochs == 2
+    assert new_settings({"num_epochs": 3}, sample=True).warmup_epochs == 0
+
+
+def test_help_and_typing_errors_do_not_wait_for_paddle():
+    for args, status, said in ((["--help"], 0, "--num_folds"), (["--epochs", "3"], 2, "--epochs"),
+                               (["--resume", ""], 1, "error: --resume ''")):
+        code = ("import runpy, sys; sys.modules['paddle'] = None\n"  # importing it would fail
+                f"sys.argv = ['main.py', *{args}]; runpy.run_path('main.py', run_name='__main__')")
+        done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True,
+                              text=True)
+        assert done.returncode == status and said in done.stdout + done.stderr, done.stderr
+
+
 def test_an_amd_processor_computes_with_the_widest_instructions_it_has(monkeypatch):
     """By the system's own list of them; what the user has set is left as it is."""
     if not os.path.exists("/proc/cpuinfo") or "AMD" not in processor():
@@ -161,88 +209,99 @@ def test_an_amd_processor_computes_with_the_widest_instructions_it_has(monkeypat
     with open("/proc/cpuinfo", encoding="utf-8") as f:
         flags = set(next(line for line in f if line.startswith("flags")).split())
     wide = {"avx512f", "avx512cd", "avx512bw", "avx512dq", "avx512vl"}
-    for given, expected in ((None, "7" if wide <= flags else "5" if "avx2" in flags else "None"), ("4", "4")):
+    widest = "7" if wide <= flags else "5" if "avx2" in flags else "None"
+    for given, expected in ((None, widest), ("4", "4")):
         monkeypatch.delenv("MKL_DEBUG_CPU_TYPE", raising=False)
         if given:
             monkeypatch.setenv("MKL_DEBUG_CPU_TYPE", given)
-        said = subprocess.run([sys.executable, "-c", "import os, utils; print(os.environ.get('MKL_DEBUG_CPU_TYPE'))"], cwd=ROOT,
-                              capture_output=True, text=True).stdout
-        assert said == f"{expected}\n"
+        code = "import os, utils; print(os.environ.get('MKL_DEBUG_CPU_TYPE'))"
+        said = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True,
+                              text=True)
+        assert said.stdout == f"{expected}\n"
 
 
-def test_a_teacher_that_knows_nothing_ends_the_run_if_a_student_listens_to_it(capsys):
-    labels, parts = np.arange(40) % 2, np.arange(40) // 2 % 5
-    pictures = Pictures("", [""] * 40, labels, ["a", "b"], [], None)
+def test_a_teacher_that_knows_nothing_ends_the_run_if_a_student_learns_from_it(capsys):
+    labels, fold_of = np.arange(40) % 2, np.arange(40) // 2 % 5
+    images = Images("", [""] * 40, labels, ["a", "b"], [], None, np.zeros(40, int))
     knows_nothing = np.tile([0.6, 0.4], (40, 1))
-    for listens in (dict(), dict(feature_weight=0.0, alpha=0.9)):
-        with pytest.raises(InputError, match="the teacher knows nothing .* accuracy 0.500, .*--alpha 1 --feature_weight 0"):
-            main.check_teacher(knows_nothing, pictures, parts, [0, 1], Settings(**listens))
-    main.check_teacher(np.eye(2)[labels], pictures, parts, [0, 1], Settings())
-    main.check_teacher(knows_nothing, pictures, parts, [0, 1], Settings(feature_weight=0.0))
+    for learns in (dict(), dict(feature_weight=0.0, alpha=0.9)):
+        with pytest.raises(InputError, match="the teacher knows nothing .* accuracy 0.500, "
+                                             ".*--alpha 1 --feature_weight 0"):
+            check_teacher(knows_nothing, images, fold_of, Settings(folds=(0, 1), **learns))
+    check_teacher(np.eye(2)[labels], images, fold_of, Settings(folds=(0, 1)))
+    alone = Settings(folds=(0, 1), feature_weight=0.0, alpha=1.0)
+    check_teacher(knows_nothing, images, fold_of, alone)
     printed = capsys.readouterr().out.splitlines()
-    assert printed[-1].startswith("note: the teacher knows nothing") and sum("note" in line for line in printed) == 1
+    assert printed[-1].startswith("note: the teacher knows nothing")
+    assert sum("note" in line for line in printed) == 1
 
 
-def test_folders_without_a_usable_picture(tmp_path, monkeypatch, capsys):
+def test_folders_without_a_usable_image(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     for name in ("cans", "glass"):
         (tmp_path / "set" / name).mkdir(parents=True)
-    (tmp_path / "set" / "cans" / "a.jpg").write_bytes(b"no picture")
-    with pytest.raises(InputError, match="no usable picture in set"):
-        main.main(["--data_dir", "set", "--teacher_weights", "random", "--student_weights", "random"])
-    assert "cans/a.jpg': truncated, damaged or not a picture" in capsys.readouterr().out
+    (tmp_path / "set" / "cans" / "a.jpg").write_bytes(b"no image")
+    with pytest.raises(InputError, match="no usable image in set.*cans/a.jpg': truncated, damaged"):
+        main.main(["--data_dir", "set", "--teacher_weights", "random",
+                   "--student_weights", "random"])
 
 
 def test_main_keeps_an_earlier_run_and_says_so(sample, compiled_once, tmp_path, capsys):
-    where = shutil.copytree(sample[0], tmp_path / "run")  # other tests read the run as it was, in any order
+    where = shutil.copytree(sample[0], tmp_path / "run")  # other tests read the run as it was
     (earlier,) = os.listdir(where / "logs")
     (where / "groups.csv").write_text("path,group\nOther/000.png,a\nKitchen/000.png,a\n")
-    main.main(["--sample", *SHORT, "--num_epochs", "2", "--folds", "1", "--data_dir", str(where / "sample"), "--cache_dir",
-               str(where / "cache"), "--log_dir", str(where / "logs"), "--save_dir", str(where / "saved"), "--groups",
-               str(where / "groups.csv")])
+    main.main(["--sample", *SHORT, "--num_epochs", "2", "--folds", "1",
+               "--data_dir", str(where / "sample"), "--cache_dir", str(where / "cache"),
+               "--log_dir", str(where / "logs"), "--save_dir", str(where / "saved"),
+               "--groups", str(where / "groups.csv")])
     printed = capsys.readouterr().out
-    assert f"copies: 2 pictures in 1 groups stay together (1 groups from {where / 'groups.csv'})" in printed
+    assert "duplicates and --groups: 2 images in 1 groups stay together" in printed
     assert "different labels:\n  Kitchen/000.png, Other/000.png\n" in printed
     (run,) = set(os.listdir(where / "logs")) - {earlier}
-    assert "which flatters" in (where / "logs" / run / "report.html").read_text("utf-8")  # of one fold nothing is cross-fitted
-    kept = [(r["group"], r["part"]) for r in read_rows(where / "logs" / run / "folds.csv")
-            if r["path"] in ("Kitchen/000.png", "Other/000.png")]
-    assert len(kept) == 2 and len(set(kept)) == 1
-    assert [r["conflict"] for r in read_rows(where / "logs" / run / "copies.csv")] == ["yes", "yes"]
+    folds = [(r["group"], r["fold"]) for r in read_rows(where / "logs" / run / "folds.csv")
+             if r["path"] in ("Kitchen/000.png", "Other/000.png")]
+    assert len(folds) == 2 and len(set(folds)) == 1
+    duplicates = read_rows(where / "logs" / run / "duplicates.csv")
+    assert [r["conflict"] for r in duplicates] == ["yes", "yes"]
     assert f"weights of an earlier run moved to {where / 'saved' / earlier}" in printed
     assert len(os.listdir(where / "saved" / earlier)) == 6 and len(os.listdir(where / "logs")) == 2
-    assert sorted(f for f in os.listdir(where / "saved") if f != earlier and f[0] != ".") == ["best_model_fold1.json",
-                                                                             "best_model_fold1.pdparams"]
-    assert "80 of 240 pictures" in printed
+    saved = sorted(f for f in os.listdir(where / "saved") if f != earlier and f[0] != ".")
+    assert saved == ["best_model_fold1.json", "best_model_fold1.pdparams"]
+    assert "80 of 240 images" in printed
 
 
 @pytest.mark.parametrize("late", [False, True])
-def test_a_fold_that_fails_is_named_and_the_report_covers_the_others(folder, compiled_once, tmp_path, monkeypatch, late):
-    build, say = main.build_fold, main.print_epoch
+def test_a_student_that_fails_is_named_and_the_report_covers_the_others(
+        folder, compiled_once, tmp_path, monkeypatch, late):
+    build, after_epoch = main.build_student, Run.after_epoch
 
     def poisoned(*args):
-        fold = build(*args)
-        if fold.name == "fold1" and not late:
-            fold.settings = dataclasses.replace(fold.settings, feature_weight=float("nan"))
-        return fold
+        student = build(*args)
+        if student.name == "fold1" and not late:
+            student.class_weights *= float("nan")
+        return student
 
-    def poisoning(epoch, folds, *others):  # after the first epoch
-        say(epoch, folds, *others)
-        if folds[0].name == "control0" and late:
-            folds[1].class_weights *= float("nan")
-    monkeypatch.setattr(main, "build_fold", poisoned)
-    monkeypatch.setattr(main, "print_epoch", poisoning)
+    def poisoning(self, epoch, active):
+        after_epoch(self, epoch, active)
+        if late:
+            self.students[4].class_weights *= float("nan")
+    monkeypatch.setattr(main, "build_student", poisoned)
+    monkeypatch.setattr(Run, "after_epoch", poisoning)
     name, epoch = ("control1", 2) if late else ("fold1", 1)
-    with pytest.raises(InputError, match=rf"^{name} stopped at epoch {epoch}, step 1 of \d+: .*, \.\.\.\); lower --base_lr"):
-        main.main([*SHORT, "--num_epochs", "2", "--control", "--data_dir", folder, "--teacher_weights", "random",
-                   "--student_weights", "random", "--cache_dir", str(tmp_path / "cache"), "--log_dir", str(tmp_path / "logs"),
+    expected = rf"^{name} stopped at epoch {epoch}, step 1 of \d+: .*, \.\.\.\); lower --base_lr"
+    with pytest.raises(InputError, match=expected):
+        main.main([*SHORT, "--num_epochs", "2", "--control", "--data_dir", folder,
+                   "--teacher_weights", "random", "--student_weights", "random",
+                   "--cache_dir", str(tmp_path / "cache"), "--log_dir", str(tmp_path / "logs"),
                    "--save_dir", str(tmp_path / "saved")])
     (run,) = (tmp_path / "logs").iterdir()
     report = json.loads((run / "report.json").read_text("utf-8"))
     text = (run / "report.txt").read_text("utf-8")
-    assert report["failed"][0].startswith(f"{name} stopped at epoch {epoch}") and f"note: {name} stopped at epoch" in text
+    assert report["failed"][0].startswith(f"{name} stopped at epoch {epoch}")
+    assert f"note: {name} stopped at epoch" in text
     assert [f["fold"] for f in report["folds"]] == ([0, 1, 2] if late else [0, 2])
-    assert report["out_of_fold"]["pictures"] == (27 if late else 18) and ended(str(run))
-    # a twin that learned for one epoch is no control
-    assert ("control_cross_fitted" in report["out_of_fold"]) != late and ("are not compared" in text) == late
+    assert report["out_of_fold"]["images"] == (27 if late else 18) and is_finished(str(run))
+    # a control that trained for one epoch is none
+    assert ("control_cross_fitted" in report["out_of_fold"]) != late
+    assert ("are not compared" in text) == late
     assert (tmp_path / "saved" / "best_model_fold1.pdparams").exists() == late

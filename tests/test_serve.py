@@ -1,4 +1,4 @@
-"""The service answers like inference.py, many at a time, and survives what it is sent."""
+"""The service predicts like inference.py, many at a time, and survives what it is sent."""
 import asyncio
 import collections
 import glob
@@ -14,10 +14,10 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
+
 from conftest import ROOT
 from odd_files import KINDS
-
-import inference
+from utils.predict import load_model, read_images
 
 httpx = pytest.importorskip("httpx")
 serve = pytest.importorskip("serve")
@@ -26,36 +26,39 @@ serve = pytest.importorskip("serve")
 @pytest.fixture(scope="module")
 def service(weights):
     """(address, process) of a real one."""
-    process = subprocess.Popen([sys.executable, "serve.py", "--model_path", *weights[:2], "--port", "0"], cwd=ROOT,
-                               stdout=subprocess.PIPE, encoding="utf-8")
-    line = re.fullmatch(r"2 files; open (http://127.0.0.1:\d+) \(Ctrl-C ends it\)\n", process.stdout.readline())
+    process = subprocess.Popen([sys.executable, "serve.py", "--model_path", *weights[:2], "--port",
+                                "0"], cwd=ROOT, stdout=subprocess.PIPE, encoding="utf-8")
+    line = re.fullmatch(r"2 files; open (http://127.0.0.1:\d+) \(Ctrl-C ends it\)\n",
+                        process.stdout.readline())
     yield line[1], process
     process.kill()
 
 
 def post(address, *files, **more):
-    return httpx.post(address + "/predict", files=[("pictures", f) for f in files], timeout=60, **more)
+    return httpx.post(address + "/predict", files=[("images", f) for f in files], timeout=60,
+                      **more)
 
 
-def test_many_at_a_time_get_the_answers_of_inference(sample, weights, service):
+def test_many_at_a_time_get_the_predictions_of_inference(sample, weights, service):
     paths = sorted(glob.glob(str(sample[0] / "sample" / "*" / "0*.png")))[::6]
-    about, answer, _ = inference.load_model(weights[:2])
-    expected = answer([v for v, _ in inference.read_views(paths, about["image_size"])])
+    about, predict, _ = load_model(weights[:2])
+    expected = predict([image for image, _ in read_images(paths, about["image_size"])])
     files = []
     for path in paths:
         with open(path, "rb") as f:
             files.append((path, f.read()))
     with ThreadPoolExecutor(16) as pool:
-        answers = list(pool.map(lambda i: post(service[0], files[i], files[i - 1], params={"heat": i % 10 == 0}),
-                                range(len(files))))
-    assert len(answers) == 40
-    for i, response in enumerate(answers):
+        responses = list(pool.map(lambda i: post(service[0], files[i], files[i - 1],
+                                                 params={"heat": i % 10 == 0}), range(len(files))))
+    assert len(responses) == 40
+    for i, response in enumerate(responses):
         assert response.status_code == 200, response.text
         assert response.json()["model"]["categories"] == about["categories"]
-        for found, probabilities in zip(response.json()["pictures"], (expected[i], expected[i - 1])):
+        for found, probabilities in zip(response.json()["images"], (expected[i], expected[i - 1])):
             np.testing.assert_allclose([*found["probabilities"].values()], probabilities, atol=1e-5)
             assert found["category"] == about["categories"][probabilities.argmax()]
-            assert found.get("heat_map", "").startswith("data:image/jpeg;base64," if i % 10 == 0 else "")
+            heat_map = "data:image/jpeg;base64," if i % 10 == 0 else ""
+            assert found.get("heat_map", "").startswith(heat_map)
 
 
 def test_whatever_it_is_sent_it_goes_on(sample, service):
@@ -64,29 +67,35 @@ def test_whatever_it_is_sent_it_goes_on(sample, service):
         good = f.read()
     refused = 0
     for name, (content, outcome) in KINDS.items():
-        response = post(address, (name, content), ("good.png", good))  # one bad file never costs the good ones
-        assert response.status_code == 200, (name, response.text)
-        odd, fine = response.json()["pictures"]
+        response = post(address, (name, content), ("good.png", good))
+        assert response.status_code == 200, (name, response.text)  # bad files never cost good ones
+        odd, fine = response.json()["images"]
         assert "category" in fine and ("error" in odd or "category" in odd), name
         if "error" in odd:
             refused += 1
             alone = post(address, (name, content))
             assert alone.status_code == 400 and odd["error"] in alone.json()["detail"]
     assert refused > 20
-    for charset, name in (("utf-7", b"+2AA-.png"), ("unicode_escape", b"\\ud800.png")):  # half a character
-        head = b'--x\r\nContent-Disposition: form-data; name="pictures"; filename="%s"\r\n\r\n' % name
+    for charset, name in (("utf-7", b"+2AA-.png"), ("unicode_escape", b"\\ud800.png")):
+        # names with half a character
+        head = (b'--x\r\nContent-Disposition: form-data; name="images"; filename="%s"\r\n\r\n'
+                % name)
+        form = {"Content-Type": f"multipart/form-data; boundary=x; charset={charset}"}
         response = httpx.post(address + "/predict", content=head + good + b"\r\n--x--", timeout=60,
-                              headers={"Content-Type": f"multipart/form-data; boundary=x; charset={charset}"})
-        assert response.status_code == 200 and response.json()["pictures"][0]["name"] == "?.png", response.text
+                              headers=form)
+        assert response.status_code == 200, response.text
+        assert response.json()["images"][0]["name"] == "?.png", response.text
     many = post(address, *[("good.png", good)] * 17)
-    assert many.status_code == 413 and many.json()["detail"] == "a request may have 16 pictures, this one has 17"
+    assert many.status_code == 413
+    assert many.json()["detail"] == "a request may have 16 images, this one has 17"
     assert post(address, ("large", bytes(33 * 2**20))).status_code == 413
     for content in (b"", b"nothing", b"--x\r\n"):
         assert httpx.post(address + "/predict", content=content, headers={
             "Content-Type": "multipart/form-data; boundary=x"}).status_code in (400, 422)
     assert httpx.get(address + "/nowhere").status_code == 404
     assert "<title>VisionDistillGC" in httpx.get(address + "/").text
-    assert httpx.head(address + "/").status_code == httpx.head(address + "/health").status_code == 200  # so monitors ask
+    for path in ("/", "/health"):
+        assert httpx.head(address + path).status_code == 200  # as monitors ask
     assert "/predict" in httpx.get(address + "/openapi.json").json()["paths"]
     assert httpx.get(address + "/health").json()["status"] == "ok"
 
@@ -94,26 +103,29 @@ def test_whatever_it_is_sent_it_goes_on(sample, service):
 def test_a_thousand_damaged_requests_are_refused_or_answered(sample, service):
     address, _ = service
     with open(glob.glob(str(sample[0] / "sample" / "Other" / "*.png"))[0], "rb") as f:
-        whole = httpx.Request("POST", address + "/predict", files={"pictures": ("good.png", f.read())})
-    body, form, rng, statuses = whole.read(), whole.headers["Content-Type"], np.random.default_rng(0), collections.Counter()
+        whole = httpx.Request("POST", address + "/predict",
+                              files={"images": ("good.png", f.read())})
+    body, form = whole.read(), {"Content-Type": whole.headers["Content-Type"]}
+    rng, statuses = np.random.default_rng(0), collections.Counter()
     with httpx.Client(timeout=60) as client:
         for _ in range(1000):
             damaged, start = bytearray(body), rng.integers(len(body))
             kind = rng.integers(4)
             if kind == 0:  # cut short
                 del damaged[start:]
-            elif kind == 1:  # a piece is missing, or comes again
+            elif kind == 1:  # a piece is missing or repeated
                 damaged[start:start + 50] = damaged[start:start + 50] * rng.integers(0, 3)
-            else:  # other bytes, in the form around the picture or anywhere
+            else:  # other bytes, in the form around the image or anywhere
                 for i in rng.integers(len(body) if kind == 2 else 150, size=rng.integers(1, 20)):
                     damaged[i] = rng.integers(256)
-            statuses[client.post(address + "/predict", content=bytes(damaged), headers={"Content-Type": form}).status_code] += 1
+            response = client.post(address + "/predict", content=bytes(damaged), headers=form)
+            statuses[response.status_code] += 1
         assert set(statuses) <= {200, 400, 422} and min(statuses.values()) > 20, statuses
         assert client.send(whole).status_code == 200
 
 
 def test_slow_requests_and_too_many_are_ended(weights, monkeypatch):
-    monkeypatch.setattr(serve, "MOST_SECONDS", 0.5)
+    monkeypatch.setattr(serve, "MAX_SECONDS", 0.5)
 
     async def slow():
         yield b"--x\r\n"
@@ -125,15 +137,16 @@ def test_slow_requests_and_too_many_are_ended(weights, monkeypatch):
             form = {"Content-Type": "multipart/form-data; boundary=x"}
             asked = asyncio.create_task(client.post("/predict", content=slow(), headers=form))
             await asyncio.sleep(0.1)
-            monkeypatch.setattr(serve, "MOST_REQUESTS", 1)
+            monkeypatch.setattr(serve, "MAX_REQUESTS", 1)
             busy = await client.post("/predict", content=b"anything", headers=form)
-            return (await asked).status_code, busy.status_code, busy.headers["Retry-After"], (
-                await client.get("/health")).status_code
+            health = await client.get("/health")
+            return ((await asked).status_code, busy.status_code, busy.headers["Retry-After"],
+                    health.status_code)
     assert asyncio.run(ask()) == (408, 503, "5", 200)
 
 
-def test_those_refused_take_no_place_while_they_are_still_sending(monkeypatch):
-    monkeypatch.setattr(serve, "MOST_REQUESTS", 1)
+def test_refused_requests_take_no_place_while_they_are_still_sending(monkeypatch):
+    monkeypatch.setattr(serve, "MAX_REQUESTS", 1)
 
     async def ask():
         go, statuses = asyncio.Event(), {}
@@ -163,16 +176,16 @@ def test_those_refused_take_no_place_while_they_are_still_sending(monkeypatch):
     assert asyncio.run(ask()) == {"taken": 200, "next": 200}
 
 
-def test_too_many_pictures_are_refused_and_those_taken_are_answered_together():
+def test_too_many_images_are_refused_and_accepted_ones_are_predicted_together():
     go, sizes = threading.Event(), []
 
-    def answer(views):
+    def predict(images):
         go.wait()
-        sizes.append(len(views))
-        if len(views) == 1:
+        sizes.append(len(images))
+        if len(images) == 1:
             raise MemoryError
-        return [v + 1 for v in views]
-    batches, futures = serve.Batches(answer), []
+        return [x + 1 for x in images]
+    batches, futures = serve.Batches(predict), []
     futures.append(batches.submit(0))
     while not batches.waiting.empty():
         time.sleep(0.01)
@@ -183,18 +196,19 @@ def test_too_many_pictures_are_refused_and_those_taken_are_answered_together():
     with pytest.raises(MemoryError):
         futures[0].result(10)
     assert [f.result(10) for f in futures[1:]] == list(range(1, len(futures)))
-    many = serve.MOST_REQUESTS * serve.MOST_PICTURES
-    assert len(futures) == 1 + many and max(sizes) == serve.BATCH and len(sizes) == 1 + -(-many // serve.BATCH)
+    many = serve.MAX_REQUESTS * serve.MAX_IMAGES
+    assert len(futures) == 1 + many and max(sizes) == serve.MAX_BATCH
+    assert len(sizes) == 1 + -(-many // serve.MAX_BATCH)
 
 
-def test_who_gave_up_costs_those_who_came_together_nothing():
+def test_a_client_that_gave_up_costs_the_others_of_its_batch_nothing():
     go, sizes = threading.Event(), []
 
-    def answer(views):
+    def predict(images):
         go.wait()
-        sizes.append(len(views))
-        return views
-    batches = serve.Batches(answer)
+        sizes.append(len(images))
+        return images
+    batches = serve.Batches(predict)
     first = batches.submit(0)
     while not batches.waiting.empty():
         time.sleep(0.01)
@@ -206,22 +220,24 @@ def test_who_gave_up_costs_those_who_came_together_nothing():
 
 
 def test_connections_without_a_request_are_ended(weights):
-    short = "import serve, sys; serve.MOST_SECONDS, serve.KEEP_ALIVE = 2, 3; serve.main(sys.argv[1:])"
-    process = subprocess.Popen([sys.executable, "-c", short, "--model_path", weights[0], "--port", "0"], cwd=ROOT,
-                               stdout=subprocess.PIPE, encoding="utf-8")
+    short = ("import serve, sys; serve.MAX_SECONDS, serve.KEEP_ALIVE = 2, 3; "
+             "serve.main(sys.argv[1:])")
+    process = subprocess.Popen([sys.executable, "-c", short, "--model_path", weights[0], "--port",
+                                "0"], cwd=ROOT, stdout=subprocess.PIPE, encoding="utf-8")
     try:
         address = re.search(r"http://127.0.0.1:(\d+)", process.stdout.readline())
         ends = {}
         for sent in (b"", b"GET /health HTT", b"GET /health HTTP/1.1\r\nHost: x\r\n\r\nGET /he",
-                     b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Type: multipart/form-data; boundary=x\r\n"
-                     b"Content-Length: 9\r\n\r\n--x"):
+                     b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n"
+                     b"Content-Type: multipart/form-data; boundary=x\r\n\r\n--x"):
             ends[sent] = socket.create_connection(("127.0.0.1", int(address[1])), timeout=60)
             ends[sent].sendall(sent)
         received = []
         for end in ends.values():
             with end, end.makefile("rb") as f:
                 received.append(f.read())  # to the end of the connection
-        assert received[:2] == [b"", b""] and b" 200 " in received[2] and b" 408 " in received[3]
+        assert received[:2] == [b"", b""]
+        assert b" 200 " in received[2] and b" 408 " in received[3]
         assert httpx.get(address[0] + "/health").json()["status"] == "ok"
     finally:
         process.kill()
@@ -229,14 +245,15 @@ def test_connections_without_a_request_are_ended(weights):
 
 def test_a_port_that_is_taken_is_one_line(service, weights):
     port = service[0].rsplit(":", 1)[1]
-    again = subprocess.run([sys.executable, "serve.py", "--model_path", *weights, "--port", port], cwd=ROOT,
-                           capture_output=True, encoding="utf-8", timeout=120)
-    assert again.returncode == 1 and f"cannot listen on --host 127.0.0.1 --port {port}" in again.stderr
+    again = subprocess.run([sys.executable, "serve.py", "--model_path", *weights, "--port", port],
+                           cwd=ROOT, capture_output=True, encoding="utf-8", timeout=120)
+    assert again.returncode == 1
+    assert f"cannot listen on --host 127.0.0.1 --port {port}" in again.stderr
     assert again.stderr.count("\n") == 1
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="signals of Unix")
-def test_a_stop_answers_what_was_taken(sample, service):
+def test_a_stop_finishes_accepted_requests(sample, service):
     address, process = service
     files = []
     for path in glob.glob(str(sample[0] / "sample" / "Other" / "*.png"))[:16]:
@@ -246,7 +263,7 @@ def test_a_stop_answers_what_was_taken(sample, service):
         asked = pool.submit(post, address, *files, params={"heat": True})
         time.sleep(0.4)
         process.send_signal(signal.SIGTERM)
-        assert asked.result().status_code == 200 and len(asked.result().json()["pictures"]) == 16
+        assert asked.result().status_code == 200 and len(asked.result().json()["images"]) == 16
     process.wait(30)
     with pytest.raises(httpx.TransportError):
         post(address, files[0])

@@ -10,23 +10,28 @@ import subprocess
 import sys
 import time
 import zipfile
-from types import SimpleNamespace
 
+import numpy as np
 import pytest
-from conftest import ROOT, SHORT, run_program
 
 import main
-from utils.parallel import Team
-from utils.settings import InputError
+from conftest import ROOT, SHORT, run_program
+from test_training import any_head
+from utils.distributed import world
+from utils.errors import InputError
+from utils.settings import Settings
+from utils.train_utils import build_student
 
 WINDOWS = os.name == "nt"
+LINUX = sys.platform.startswith("linux")
 
 
 @pytest.fixture(scope="module")
 def whole(sample, tmp_path_factory):
-    """(a folder, the command line of the sample run, that run's folder, the folder of its weights)"""
+    """(a folder, the sample run's command line, its folder, the folder of its weights)"""
     where, _ = sample
-    args = ["main.py", "--sample", *SHORT, "--data_dir", str(where / "sample"), "--cache_dir", str(where / "cache")]
+    args = ["main.py", "--sample", *SHORT, "--data_dir", str(where / "sample"),
+            "--cache_dir", str(where / "cache")]
     run = min(glob.glob(str(where / "logs" / "*")))
     return tmp_path_factory.mktemp("stops"), args, run, str(where / "saved")
 
@@ -35,10 +40,11 @@ def places(where, name):
     return ["--log_dir", str(where / name / "logs"), "--save_dir", str(where / name / "saved")]
 
 
-def started(args, until, **more):
+def started(args, until, **options):
     """Start a run; return the process when it has printed `until`, and its output so far."""
-    process = subprocess.Popen([sys.executable, *args], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-                               encoding="utf-8", env={**os.environ, "PYTHONUTF8": "1"}, **more)
+    process = subprocess.Popen([sys.executable, *args], cwd=ROOT, stdout=subprocess.PIPE,
+                               stderr=subprocess.STDOUT, encoding="utf-8",
+                               env={**os.environ, "PYTHONUTF8": "1"}, **options)
     printed = []
     for line in process.stdout:
         printed.append(line)
@@ -65,7 +71,9 @@ def assert_same_end(where, name, whole_run, weights):
     for k in range(3):
         file = f"best_model_fold{k}.pdparams"
         assert content(where / name / "saved" / file) == content(os.path.join(weights, file))
-    assert not glob.glob(os.path.join(run, "*.npz*")) and not glob.glob(str(where / name / "saved" / "*.tmp"))
+    assert not glob.glob(os.path.join(run, "checkpoint-*"))
+    assert not glob.glob(os.path.join(run, "*.npz*"))
+    assert not glob.glob(str(where / name / "saved" / "*.tmp"))
 
 
 @pytest.mark.skipif(WINDOWS, reason="signals of Unix")
@@ -74,36 +82,43 @@ def test_stopped_by_ctrl_c_terminated_and_killed_it_ends_the_same(whole, capsys)
     process, printed = started([*args, *places(where, "stopped")], "each epoch")
     with pytest.raises(InputError, match=f"is in use by process {process.pid} on "):
         main.main([*args[1:], *places(where, "stopped")])
-    with pytest.raises(InputError, match=f"is in use by process {process.pid} on .*; that run has not stopped"):
-        main.main(["--resume", "--log_dir", str(where / "stopped" / "logs"), "--save_dir", str(where / "elsewhere")])
+    with pytest.raises(InputError, match=f"by process {process.pid} on .*; "
+                                         "that run has not stopped"):
+        main.main(["--resume", "--log_dir", str(where / "stopped" / "logs"),
+                   "--save_dir", str(where / "elsewhere")])
     process.send_signal(signal.SIGINT)
     printed += process.stdout.readlines()
     assert process.wait() == 130
     (run,) = glob.glob(str(where / "stopped" / "logs" / "*"))
     command = f"python main.py --resume {run}"
-    assert printed[-1] == f"stopped; to go on: {command}\n"
-    elsewhere = str(where / "stopped" / "cache")
+    assert printed[-1] == f"stopped; to continue: {command}\n"
+    cache = str(where / "stopped" / "cache")
     for end in (signal.SIGTERM, signal.SIGKILL):
-        (where / "stopped" / "saved" / "best_model_fold0.json").unlink(missing_ok=True)  # the state has all that it needs
-        process, printed = started([*command.split()[1:], "--save_minutes", "0", "--cache_dir", elsewhere], "each epoch")
-        assert "\ngoes on in epoch " in "".join(printed)
+        # the checkpoint has everything that is needed
+        (where / "stopped" / "saved" / "best_model_fold0.json").unlink(missing_ok=True)
+        process, printed = started([*command.split()[1:], "--save_minutes", "0",
+                                    "--cache_dir", cache], "each epoch")
+        assert "\ncontinues in epoch " in "".join(printed)
         time.sleep(0.5)
         process.send_signal(end)
         printed += process.stdout.readlines()
         if end == signal.SIGTERM:
-            assert process.wait() == 143 and printed[-1] == f"stopped; to go on: {command}\n"
+            assert process.wait() == 143 and printed[-1] == f"stopped; to continue: {command}\n"
     assert process.wait() == -signal.SIGKILL
     recorded = json.loads(content(os.path.join(run, "settings.json")))
-    assert recorded["cache_dir"] == elsewhere and recorded["save_minutes"] == 10  # places are kept, other options are not
+    # places are kept, other options are not
+    assert recorded["cache_dir"] == cache and recorded["save_minutes"] == 10
     main.main(["--resume", "--log_dir", str(where / "stopped" / "logs")])
     assert_same_end(where, "stopped", *whole_run)
     capsys.readouterr()
-    main.main(["--resume", run])
+    with pytest.raises(SystemExit) as finished:
+        main.main(["--resume", run])
+    assert finished.value.code == 0
     assert capsys.readouterr().out.startswith(f"{run} is finished; its report: ")
 
 
 @pytest.mark.skipif(WINDOWS, reason="signals of Unix")
-def test_before_the_first_save_there_is_nothing_to_go_on_with(whole):
+def test_before_the_first_checkpoint_there_is_nothing_to_continue(whole):
     where, args, *_ = whole
     process, printed = started([*args, *places(where, "early")], "fold 0:")
     process.send_signal(signal.SIGINT)
@@ -115,56 +130,84 @@ def test_before_the_first_save_there_is_nothing_to_go_on_with(whole):
 
 @pytest.mark.skipif(WINDOWS, reason="signals of Unix")
 def test_a_second_ctrl_c_stops_at_once():
-    code = ("import time; from utils.process import stops; stops.listen(); stops.training = True\n"
+    code = ("import time; from utils.run.process import Signals; s = Signals(); s.listen()\n"
+            "s.deferred = True\n"
             "print('ready', flush=True); time.sleep(5); print('waits', flush=True); time.sleep(60)")
     process, _ = started(["-c", code], "ready")
     process.send_signal(signal.SIGINT)
-    assert process.stdout.readline() + process.stdout.readline() == "\nstops after this step; once more to stop at once\n"
+    said = process.stdout.readline() + process.stdout.readline()
+    assert said == "\nstopping after this step; press Ctrl-C again to stop now\n"
     process.send_signal(signal.SIGINT)
     assert process.wait(timeout=4) == -signal.SIGINT
 
 
-@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="Paddle launches processes without a GPU on Linux only")
+@pytest.mark.skipif(not LINUX, reason="Paddle launches processes without a GPU on Linux only")
 def test_one_of_several_processes_killed_the_run_ends_the_same(whole):
     where, args, _, weights = whole
 
     def launch(processes):
-        return ["-m", "paddle.distributed.launch", "--nproc_per_node", str(processes), "--backend", "gloo", "--log_dir",
-                str(where / "team" / "launch")]
-    process, printed = started([*launch(2), *args, "--folds", "0", "1", *places(where, "team"), "--save_minutes", "0.02"],
-                               "epoch 1/3")
+        return ["-m", "paddle.distributed.launch", "--nproc_per_node", str(processes),
+                "--backend", "gloo", "--log_dir", str(where / "two" / "launch")]
+    process, printed = started([*launch(2), *args, *places(where, "two"), "--folds", "0", "1",
+                                "--save_minutes", "0.02"], "epoch 1/3")
     children = content(f"/proc/{process.pid}/task/{process.pid}/children").split()
-    (last,) = [int(pid) for pid in children if b"PADDLE_TRAINER_ID=1\0" in content(f"/proc/{int(pid)}/environ")]
+    (last,) = [int(pid) for pid in children
+               if b"PADDLE_TRAINER_ID=1\0" in content(f"/proc/{int(pid)}/environ")]
     os.kill(last, signal.SIGKILL)
     printed += process.stdout.readlines()
-    assert process.wait() and re.search(r"rank=\[[01, ]*1[01, ]*\] was aborted", "".join(printed)), "".join(printed)
-    resumed = run_program(*launch(3), "main.py", "--resume", *places(where, "team"))  # more processes than folds
-    assert resumed.returncode == 0 and "goes on in epoch" in resumed.stdout, resumed.stderr
+    printed = "".join(printed)
+    assert process.wait() and re.search(r"rank=\[[01, ]*1[01, ]*\] was aborted", printed), printed
+    # more processes than students
+    resumed = run_program(*launch(3), "main.py", "--resume", *places(where, "two"))
+    assert resumed.returncode == 0 and "continues in epoch" in resumed.stdout, resumed.stderr
     for k in range(2):
         file = f"best_model_fold{k}.pdparams"
-        assert content(where / "team" / "saved" / file) == content(os.path.join(weights, file))
-    again = run_program(*launch(2), "main.py", "--resume", *places(where, "team"))
+        assert content(where / "two" / "saved" / file) == content(os.path.join(weights, file))
+    again = run_program(*launch(2), "main.py", "--resume", *places(where, "two"))
     assert again.returncode == 0 and "is finished; its report: " in again.stdout, again.stderr
 
 
 @pytest.mark.parametrize("who, last_words, at_work, heard", [
-    (1, "team.end('no room for \\udcff')", "team.barrier()", "process 1 ended: no room for \\udcff"),
-    (1, "os.kill(os.getpid(), 9)", "team.barrier()", "process 1 has been silent for 3 s"),
-    (0, "os.kill(os.getpid(), 9)", "team.barrier()", "the first process has ended"),
-    (1, "team.end('the disk is full')", "time.sleep(90)", "error: process 1 ended: the disk is full"),
+    (1, "world.end('no room for \\udcff')", "world.barrier()",
+     "process 1 ended: no room for \\udcff"),
+    (1, "os.kill(os.getpid(), 9)", "world.barrier()", "process 1 sent no heartbeat for 3 s"),
+    (0, "os.kill(os.getpid(), 9)", "world.barrier()", "the first process has ended"),
+    (1, "world.end('the disk is full')", "time.sleep(90)",
+     "error: process 1 ended: the disk is full"),
 ])
-@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="Paddle launches processes without a GPU on Linux only")
-def test_a_process_hears_that_another_one_ended_on_whatever_machine(who, last_words, at_work, heard):
-    code = ("import os, time; from utils import parallel; parallel.SILENT, parallel.GRACE = 3, 1; team = parallel.team\n"
-            f"team.join()\nteam.barrier()\nif team.rank == {who}: {last_words}; os._exit(1)\n{at_work}")
+@pytest.mark.skipif(not LINUX, reason="Paddle launches processes without a GPU on Linux only")
+def test_a_process_hears_that_another_one_ended_on_any_machine(who, last_words, at_work, heard):
+    code = ("import os, time; from utils import distributed\n"
+            "distributed.HEARTBEAT_TIMEOUT, distributed.GRACE = 3, 1; world = distributed.world\n"
+            f"world.join()\nworld.barrier()\n"
+            f"if world.rank == {who}: {last_words}; os._exit(1)\n{at_work}")
     with contextlib.ExitStack() as stack:
-        free = [stack.enter_context(socket.create_server(("127.0.0.1", 0))).getsockname()[1] for _ in range(3)]
-    places = [f"127.0.0.1:{port}" for port in free]
-    processes = [subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stderr=subprocess.PIPE, text=True, env={
-        **os.environ, "PADDLE_TRAINER_ID": str(rank), "PADDLE_TRAINERS_NUM": "2", "PADDLE_MASTER": places[2],
-        "PADDLE_TRAINER_ENDPOINTS": ",".join(places[:2]), "PADDLE_CURRENT_ENDPOINT": places[rank],
-        "PADDLE_DISTRI_BACKEND": "gloo"}) for rank in (0, 1)]
-    assert heard in processes[1 - who].communicate(timeout=80)[1] and processes[1 - who].returncode == 1
+        servers = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(3)]
+        free = [f"127.0.0.1:{server.getsockname()[1]}" for server in servers]
+    processes = [subprocess.Popen(
+        [sys.executable, "-c", code], cwd=ROOT, stderr=subprocess.PIPE, text=True, env={
+            **os.environ, "PADDLE_TRAINER_ID": str(rank), "PADDLE_TRAINERS_NUM": "2",
+            "PADDLE_MASTER": free[2], "PADDLE_TRAINER_ENDPOINTS": ",".join(free[:2]),
+            "PADDLE_CURRENT_ENDPOINT": free[rank], "PADDLE_DISTRI_BACKEND": "gloo"})
+        for rank in (0, 1)]
+    other = processes[1 - who]
+    assert heard in other.communicate(timeout=80)[1] and other.returncode == 1
+
+
+def test_a_device_that_contradicts_the_launch_is_one_line(monkeypatch):
+    monkeypatch.setenv("PADDLE_TRAINERS_NUM", "2")
+    monkeypatch.setenv("PADDLE_DISTRI_BACKEND", "gloo")
+    with pytest.raises(InputError, match="--device gpu: the processes were launched with "
+                                         "--backend"):
+        world.join("gpu")
+
+
+def test_some_folds_are_shared_out_as_evenly_as_all(monkeypatch):
+    monkeypatch.setattr(world, "size", 2)
+    settings, labels = Settings(folds=(0, 2, 4)), np.arange(40) % 4
+    students = [build_student(k, labels, np.arange(40) // 4 % 5, any_head(classes=4), settings)
+                for k in settings.folds]
+    assert [s.rank for s in students] == [0, 1, 0]
 
 
 @pytest.mark.skipif(WINDOWS, reason="needs a small tmpfs")
@@ -172,60 +215,61 @@ def test_a_full_disk_ends_the_run_with_one_line_and_what_was_there_stays(whole, 
     where, args, *_ = whole
     small = tmp_path / "small"
     small.mkdir()
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=800m", "none", str(small)], capture_output=True).returncode:
+    mount = ["mount", "-t", "tmpfs", "-o", "size=800m", "none", str(small)]
+    if subprocess.run(mount, capture_output=True).returncode:
         pytest.skip("no right to mount a tmpfs")
     try:
         (small / "logs").mkdir()
         (small / "mine").write_text("mine")
-        process, printed = started([*args, "--log_dir", str(small / "logs"), "--save_dir", str(tmp_path / "saved"),
+        process, printed = started([*args, "--log_dir", str(small / "logs"),
+                                    "--save_dir", str(tmp_path / "saved"),
                                     "--save_minutes", "0"], "epoch 1/3")
-        with open(small / "fill", "wb", buffering=0) as f:  # somebody else fills the disk meanwhile
-            try:
+        with open(small / "fill", "wb", buffering=0) as f:  # somebody else fills the disk
+            with contextlib.suppress(OSError):
                 while True:
                     f.write(bytes(2**16))
-            except OSError:
-                pass
         printed += process.stdout.readlines()
         assert process.wait() == 1
         assert "error: " in printed[-1] and "No space left on device" in printed[-1]
-        assert "to go on: python main.py --resume" in printed[-1] and "Traceback" not in "".join(printed)
+        assert "to continue: python main.py --resume" in printed[-1]
+        assert "Traceback" not in "".join(printed)
         (small / "fill").unlink()
         assert (small / "mine").read_text() == "mine"
-        states = sorted(glob.glob(str(small / "logs" / "*" / "state-*")))
-        assert states and zipfile.ZipFile(states[-1]).testzip() is None
+        complete = glob.glob(str(small / "logs" / "*" / "checkpoint-*" / "complete"))
+        files = glob.glob(os.path.join(os.path.dirname(max(complete)), "*.npz"))
+        assert len(files) == 3
+        assert all(zipfile.ZipFile(file).testzip() is None for file in files)
     finally:
         subprocess.run(["umount", "-l", str(small)], check=True)
 
 
-@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs a limit of memory")
+@pytest.mark.skipif(not LINUX, reason="needs a limit of memory")
 def test_memory_that_runs_out_names_the_setting_to_lower(whole):
     import resource
     where, args, *_ = whole
-    process, printed = started([*args, *places(where, "memory"), "--batch_size", "400"], "each epoch")
+    process, printed = started([*args, *places(where, "memory"), "--batch_size", "400"],
+                               "each epoch")
     with open(f"/proc/{process.pid}/statm", encoding="ascii") as f:
-        limit = int(f.read().split()[0]) * resource.getpagesize() + 2**27  # little more than it has
+        in_use = int(f.read().split()[0]) * resource.getpagesize()
+    limit = in_use + 2**27
     resource.prlimit(process.pid, resource.RLIMIT_AS, (limit, limit))
     printed += process.stdout.readlines()
-    assert process.wait() == 1 and "error: out of memory; lower --batch_size" in printed[-1], "".join(printed)
+    assert process.wait() == 1
+    assert "error: out of memory; lower --batch_size" in printed[-1], "".join(printed)
     assert "Traceback" not in "".join(printed)
 
 
-def test_some_folds_are_shared_out_as_evenly_as_all():
-    team = Team()
-    team.size, team.folds = 2, [0, 2, 4]
-    assert [team.owner(SimpleNamespace(index=k)) for k in team.folds] == [0, 1, 0]
-
-
-@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="limits the memory as Linux does")
-def test_a_network_that_runs_out_of_memory_says_so_and_answers_smaller_batches():
+@pytest.mark.skipif(not LINUX, reason="limits the memory as Linux does")
+def test_a_network_that_runs_out_of_memory_says_so_and_takes_smaller_batches():
     """Wherever it runs out: with each of these limits it comes further."""
     found = subprocess.run([sys.executable, "-c", """
 import resource
+from utils.engine import compiled
 import numpy as np
 from paddle.vision.models import mobilenet_v2
-from utils.runtime import compiled
 
-run, x = compiled(mobilenet_v2(scale=0.25), [3, 64, 64]), np.random.rand(400, 3, 64, 64).astype("float32")
+run = compiled(mobilenet_v2(scale=0.25), [3, 64, 64])
+x = np.random.rand(400, 3, 64, 64).astype("float32")
 expected = run(x[:4]).numpy()
 for more in (64, 32, 16, 8, 4, 0):
     with open("/proc/self/statm", encoding="ascii") as f:
@@ -236,5 +280,6 @@ for more in (64, 32, 16, 8, 4, 0):
     except MemoryError:
         print("failed")
     resource.setrlimit(resource.RLIMIT_AS, (-1, -1))
-    assert (run(x[:4]).numpy() == expected).all()"""], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert (run(x[:4]).numpy() == expected).all()"""], cwd=ROOT, capture_output=True, text=True,
+                           timeout=120)
     assert found.returncode == 0 and "failed" in found.stdout, found.stderr

@@ -1,163 +1,203 @@
-"""The proof of the side-by-side idea: it changes no weight, and no student learns from its own part."""
+"""The proof of the side-by-side idea: it changes no weight, and no student learns from its fold."""
+import dataclasses
+
 import numpy as np
 import paddle
 import pytest
 
-from models.student_model import Student
-from models.teacher_model import Head, fit_heads
-from utils import runtime
-from utils.data_utils import VIEW, epoch_order, load_pictures, stratified_parts
-from utils.loss import distillation_loss
-from utils.train_utils import build_fold, control_settings, evaluate, learning_rate, mixup, train
-from utils.transforms import normalise, train_view
-
+from conftest import Quiet
+from main import train
+from models.student_model import Student, freeze
+from models.teacher_model import Head
+from utils import train_utils
+from utils.data_utils import AUGMENT, assign_folds, epoch_order, mixup
+from utils.images.dataset import load_images
+from utils.loss import label_loss
+from utils.teacher import fit_heads
+from utils.train_utils import build_student, evaluate, frozen_stem, learning_rate
+from utils.transforms import augment, normalize
 
 pytestmark = pytest.mark.usefixtures("compiled_once")
 
 
-class TinyTrunk(paddle.nn.Layer):
+class TinyBackbone(paddle.nn.Layer):
     def __init__(self):
         super().__init__()
         self.conv = paddle.nn.Conv2D(3, 5, 4, stride=4)
 
     def forward(self, x):
-        return paddle.flatten(paddle.nn.functional.adaptive_avg_pool2d(paddle.nn.functional.relu(self.conv(x)), 1), 1)
+        x = paddle.nn.functional.relu(self.conv(x))
+        return paddle.flatten(paddle.nn.functional.adaptive_avg_pool2d(x, 1), 1)
 
 
-def weights_of(fold):
-    return {k: v.numpy() for k, v in fold.student.state_dict().items()}
+def weights_of(student):
+    return {k: v.numpy() for k, v in student.network.state_dict().items()}
 
 
-def parted(settings):
-    """The tiny set, and the part of each of its pictures."""
-    pictures = load_pictures(settings.data_dir, settings.image_size, cache_dir=settings.cache_dir)
-    return pictures, stratified_parts(pictures.labels, settings.num_folds, settings.seed)
+def assert_same_weights(student, other):
+    for name, value in weights_of(student).items():
+        np.testing.assert_array_equal(value, weights_of(other)[name], err_msg=name)
 
 
-def run(settings, which, square=None, threads=2, watch=None, folds=None, by="index"):
-    """Train the folds `which` on the tiny set; returns {fold number or name: Fold}."""
-    pictures, parts = parted(settings)
+def tiny_set(settings):
+    """The tiny set, and the fold of each of its images."""
+    images = load_images(settings)
+    return images, assign_folds(images.labels, settings.num_folds, settings.seed)
+
+
+def any_head(features=5, classes=3):
+    shapes = (features, classes), (1, classes), features
+    return Head(*(np.zeros(shape, "f") for shape in shapes), np.ones(features, "f"))
+
+
+def train_tiny(settings, folds, square=None, threads=2, watch=None, build=None):
+    """Train students of `folds` on the tiny set; returns {name: TrainState}.
+
+    square(plain) replaces images.square; build(heads) the students; watch(teacher, students) the
+    teacher, before training.
+    """
+    images, fold_of = tiny_set(settings)
     if square:
-        pictures.square = square(pictures.square)
+        images.square = square(images.square)
     paddle.seed(5)
-    trunk = runtime.compiled(TinyTrunk(), [3, 32, 32])
-    features = np.random.default_rng(0).normal(size=(1, len(pictures), 5)).astype("float32")
-    heads = fit_heads(features, pictures.labels, parts, which, settings)
-    folds = folds(heads) if folds else [build_fold(k, pictures.labels, parts, heads[k], settings) for k in which]
+    teacher = train_utils.compiled(TinyBackbone(), [3, 32, 32])
+    features = np.random.default_rng(0).normal(size=(1, len(images), 5)).astype("float32")
+    heads = fit_heads(features, images.labels, fold_of, settings)
+    students = build(heads) if build else [
+        build_student(k, images.labels, fold_of, heads[k], settings) for k in folds]
     if watch:
-        trunk = watch(trunk, folds)
-    train(folds, pictures, parts, trunk, settings, threads)
-    return {getattr(f, by): f for f in folds}
+        teacher = watch(teacher, students)
+    stem = frozen_stem(students, settings, threads)
+    train(students, images, fold_of, teacher, stem, Quiet(settings, threads))
+    return {s.name: s for s in students}
 
 
 @pytest.fixture
 def one_by_one(monkeypatch, compiled_once):
-    """Frozen networks that compute each picture alone, in one thread. How the predictor adds up may depend on the batch, by
-    processor, and training makes much of the last bit; with these the folds see the very same numbers whoever is beside them."""
-    plain = runtime.compiled
+    """Frozen networks that compute each image alone, in one thread.
+
+    How the predictor adds up may depend on the size of the batch, and training amplifies the last
+    bit; with these, students see the very same numbers whatever trains beside them.
+    """
+    known = train_utils.compiled
 
     def compiled(layer, shape, *_, **__):
-        alone = plain(layer, shape)
+        alone = known(layer, shape)
         return lambda x: paddle.concat([alone(x[i:i + 1]) for i in range(len(x))])
-    monkeypatch.setattr(runtime, "compiled", compiled)
+    monkeypatch.setattr(train_utils, "compiled", compiled)
 
 
 @pytest.mark.parametrize("depth", [0, 14])
 def test_side_by_side_equals_one_at_a_time(settings, one_by_one, depth):
     settings.freeze_depth = depth
-    together = run(settings, [0, 1, 2])
+    together = train_tiny(settings, [0, 1, 2])
     for k in range(3):
-        alone = run(settings, [k])[k]
-        for name, value in weights_of(alone).items():
-            np.testing.assert_array_equal(value, weights_of(together[k])[name], err_msg=name)
-        np.testing.assert_array_equal(alone.probabilities, together[k].probabilities)
-    assert (weights_of(together[0])["hidden.weight"] != weights_of(together[1])["hidden.weight"]).any()
+        (alone,) = train_tiny(settings, [k]).values()
+        assert_same_weights(alone, together[f"fold{k}"])
+        np.testing.assert_array_equal(alone.probabilities, together[f"fold{k}"].probabilities)
+    first, second = (weights_of(together[name])["hidden.weight"] for name in ("fold0", "fold1"))
+    assert (first != second).any()
 
 
 def test_the_fast_ways_equal_the_plain_ones(settings, monkeypatch):
-    """Predictor, stacked tails and Adam on all weights at once, against Paddle as it comes.
+    """Predictor, stacked tails and multi-tensor Adam, against Paddle as it comes.
 
     Each has a stricter test of its own: the first two in test_models.py, Adam below.
     """
-    settings.image_size, settings.base_lr, settings.warmup_epochs, settings.num_epochs = 64, 1e-5, 0, 1
+    settings.image_size, settings.base_lr = 64, 1e-5
+    settings.warmup_epochs, settings.num_epochs = 0, 1
     start = {}
 
-    def watch(trunk, folds):
-        start.update((f.index, weights_of(f)) for f in folds)
-        return trunk
+    def watch(teacher, students):
+        start.update((s.name, weights_of(s)) for s in students)
+        return teacher
 
-    def moved(fold):
-        """Where training moved the weights; not those in front of a BatchNorm and all else whose gradient is only rounding, of
-        which Adam makes whole steps."""
-        return np.concatenate([(v - start[fold.index][name]).ravel() for name, v in weights_of(fold).items() if v.ndim > 1])
-    fast = run(settings, [0, 1, 2], watch=watch)
+    def moved(student):
+        """How training moved the weights. Without biases before a BatchNorm and other vectors whose
+        gradient is rounding, which Adam turns into whole steps."""
+        return np.concatenate([(value - start[student.name][name]).ravel()
+                               for name, value in weights_of(student).items() if value.ndim > 1])
+    fast = train_tiny(settings, [0, 1, 2], watch=watch)
 
     def plain(layer, *_):
-        runtime.freeze(layer)
+        freeze(layer)
         return paddle.no_grad()(lambda x: layer(paddle.to_tensor(x)))
     adam = paddle.optimizer.Adam
-    monkeypatch.setattr(runtime, "compiled", plain)
-    monkeypatch.setattr("models.student_model.STACKED", 0)
-    monkeypatch.setattr(paddle.optimizer, "Adam", lambda *args, use_multi_tensor, **kwargs: adam(*args, **kwargs))
-    for k, slow in run(settings, [0, 1, 2]).items():
-        ours, theirs = moved(fast[k]), moved(slow)
-        # They differ by 0.1 to 1 % here, by processor, since Adam makes a whole step of the smallest gradient; the students of two
-        # folds by 130 %, ten times the weight decay makes 9 %
-        assert 0 < np.linalg.norm(ours - theirs) <= 0.05 * np.linalg.norm(theirs)
+    monkeypatch.setattr(train_utils, "compiled", plain)
+    monkeypatch.setattr("models.student_model.MAX_STACKED_SIDE", 0)
+    monkeypatch.setattr(paddle.optimizer, "Adam",
+                        lambda *args, use_multi_tensor, **options: adam(*args, **options))
+    for name, slow in train_tiny(settings, [0, 1, 2]).items():
+        ours, theirs = moved(fast[name]), moved(slow)
+        # Adam divides by the gradient's size, so rounding weighs most where gradients are smallest
+        assert 0 < np.linalg.norm(ours - theirs) <= 0.1 * np.linalg.norm(theirs)
         for key in ("train_loss", "val_loss"):
-            np.testing.assert_allclose(fast[k].history[0][key], slow.history[0][key], rtol=1e-4)
-        np.testing.assert_allclose(fast[k].probabilities[-1], slow.probabilities[-1], atol=1e-4)
+            np.testing.assert_allclose(fast[name].history[0][key], slow.history[0][key], rtol=1e-4)
+        np.testing.assert_allclose(fast[name].probabilities[-1], slow.probabilities[-1], atol=1e-4)
 
 
-def test_pixels_of_part_k_change_no_weight_of_student_k(settings):
-    pictures, parts = parted(settings)
-    before = run(settings, [0, 1, 2])
-    after = run(settings, [0, 1, 2], lambda square: lambda i: 255 - square(i) if parts[i] == 1 else square(i))
-    for k in range(3):
-        same = [np.array_equal(v, weights_of(after[k])[name]) for name, v in weights_of(before[k]).items()]
+def test_pixels_of_fold_k_change_no_weight_of_student_k(settings):
+    images, fold_of = tiny_set(settings)
+    before = train_tiny(settings, [0, 1, 2])
+    after = train_tiny(settings, [0, 1, 2], lambda square: lambda i: (
+        255 - square(i) if fold_of[i] == 1 else square(i)))
+    for k, name in enumerate(("fold0", "fold1", "fold2")):
+        same = [np.array_equal(value, weights_of(after[name])[key])
+                for key, value in weights_of(before[name]).items()]
         assert all(same) if k == 1 else not all(same)
 
 
 def test_same_seed_same_weights_whatever_the_threads(settings, monkeypatch):
-    with monkeypatch.context() as patch:  # the predictor has threads of its own, in which it may add up in another order
-        compiled = runtime.compiled
-        patch.setattr(runtime, "compiled", lambda layer, shape, *_: compiled(layer, shape))
-        first = run(settings, [0, 1, 2], threads=2)  # two steps of three folds in one go
-        third = run(settings, [0, 1, 2], threads=1)
-        patch.setattr("utils.train_utils.steps_together", lambda *_: 1)
-        second = run(settings, [0, 1, 2], threads=2)
+    compiled = train_utils.compiled
+    with monkeypatch.context() as patch:  # threads of the predictor may change the order of sums
+        patch.setattr(train_utils, "compiled", lambda layer, shape, *_: compiled(layer, shape))
+        first = train_tiny(settings, [0, 1, 2], threads=2)
+        second = train_tiny(settings, [0, 1, 2], threads=1)
         settings.seed += 1
-        other = run(settings, [0])
-    for k in (0, 1, 2):
-        for name, value in weights_of(first[k]).items():
-            np.testing.assert_array_equal(value, weights_of(second[k])[name], err_msg=name)
-            np.testing.assert_array_equal(value, weights_of(third[k])[name], err_msg=name)
-    assert (weights_of(first[0])["hidden.weight"] != weights_of(other[0])["hidden.weight"]).any()
+        (other,) = train_tiny(settings, [0]).values()
+    for name in first:
+        assert_same_weights(first[name], second[name])
+    assert (weights_of(first["fold0"])["hidden.weight"] != weights_of(other)["hidden.weight"]).any()
 
 
-def test_a_teacher_to_whom_nobody_listens_is_not_asked(settings):
-    asked = []
+def test_a_teacher_that_no_student_learns_from_is_not_computed(settings):
+    batches = []
 
-    def watch(trunk, _):
-        return lambda x: asked.append(len(x)) or trunk(x)
-    run(settings, [0, 1], watch=watch)
-    assert asked
-    asked.clear()
-    run(control_settings(settings), [0, 1], watch=watch)
-    settings.freeze_depth = 19  # where guessing features cannot change a student
-    run(settings, [0, 1], watch=watch)
-    assert not asked
+    def watch(teacher, _):
+        return lambda x: batches.append(len(x)) or teacher(x)
+    train_tiny(settings, [0, 1], watch=watch)
+    assert batches
+    batches.clear()
+    train_tiny(settings.without_teacher(), [0, 1], watch=watch)
+    settings.freeze_depth = 19  # where the feature loss cannot change the student
+    train_tiny(settings, [0, 1], watch=watch)
+    assert not batches
+
+
+def test_once_all_students_have_stopped_controls_go_on_without_the_teacher(settings):
+    images, fold_of = tiny_set(settings)
+    settings.num_epochs, batches = 3, []
+
+    def build(heads):
+        control = settings.without_teacher()
+        return [build_student(1, images.labels, fold_of, heads[1],
+                              dataclasses.replace(s, patience=p), name=name)
+                for s, name, p in ((settings, "fold", 1), (control, "control", 9))]
+
+    def watch(teacher, students):
+        students[0].best_accuracy = 2.0  # it can only get worse: it stops after an epoch
+        return lambda x: batches.append(len(x)) or teacher(x)
+    trained = train_tiny(settings, [1], watch=watch, build=build)
+    assert [len(s.history) for s in trained.values()] == [1, 3] and len(batches) == 5
 
 
 def test_frozen_parameters_and_statistics_do_not_move(settings):
-    pictures, parts = parted(settings)
     before = {}
 
-    def folds(heads):
-        fold = build_fold(0, pictures.labels, parts, heads[0], settings)
-        before.update(weights_of(fold))
-        return [fold]
-    after = weights_of(run(settings, [0], folds=folds)[0])
+    def watch(teacher, students):
+        before.update(weights_of(students[0]))
+        return teacher
+    after = weights_of(train_tiny(settings, [0], watch=watch)["fold0"])
     frozen = [n for n in before if n.startswith("features.") and int(n.split(".")[1]) < 14]
     assert len(frozen) > 150
     assert all(np.array_equal(before[n], after[n]) for n in frozen)
@@ -165,58 +205,57 @@ def test_frozen_parameters_and_statistics_do_not_move(settings):
     assert {n.rsplit(".", 1)[1] for n in moved} == {"weight", "bias", "_mean", "_variance"}
 
 
-def test_teacher_and_student_see_the_same_mixed_picture(settings):
+def test_teacher_and_student_see_the_same_mixed_image(settings):
     settings.freeze_depth, settings.warmup_epochs = 0, 0
     seen_by_teacher, seen_by_student = [], []
 
-    def watch(trunk, folds):
-        pool = folds[0].student.pool
+    def watch(teacher, students):
+        network = students[0].network
+        pool = network.pool
 
         def watched_pool(x):
-            if folds[0].student.training:
+            if network.training:
                 seen_by_student.append(x.numpy())
             return pool(x)
-        folds[0].student.pool = watched_pool
-
-        def watched_trunk(x):
-            seen_by_teacher.append(np.array(x))
-            return trunk(x)
-        return watched_trunk
-    run(settings, [1], watch=watch)
+        network.pool = watched_pool
+        return lambda x: seen_by_teacher.append(np.array(x)) or teacher(x)
+    train_tiny(settings, [1], watch=watch)
     assert len(seen_by_teacher) == len(seen_by_student) > 2
     for t, s in zip(seen_by_teacher, seen_by_student):
-        np.testing.assert_array_equal(t, s)  # one fold alone: its own part's pictures are not even computed
+        np.testing.assert_array_equal(t, s)  # of a lone student's own fold nothing is computed
         assert len(t) == 4
 
 
-def test_loss_gets_the_labels_and_the_share_of_the_pictures_that_were_mixed(settings, monkeypatch):
-    """Mixup starts after the warm-up epoch; lam, both labels and the learning rate belong to the mixed picture."""
+def test_loss_gets_the_labels_and_the_weight_of_the_images_that_were_mixed(settings, monkeypatch):
+    """Mixup starts after the warm-up; lam, both labels and the rate belong to the mixed image."""
     settings.freeze_depth, settings.num_epochs = 0, 3
-    pictures, parts = parted(settings)
+    images, fold_of = tiny_set(settings)
     seen, calls = [], []
 
-    def watch(trunk, folds):
-        return lambda x: seen.append(np.array(x)) or trunk(x)
+    def watch(teacher, _):
+        return lambda x: seen.append(np.array(x)) or teacher(x)
 
-    def watched_loss(logits, teacher_logits, a, b, lam, *rest):
+    def watched_loss(logits, a, b, lam, class_weights):
         calls.append((a.numpy(), b.numpy(), lam))
-        return distillation_loss(logits, teacher_logits, a, b, lam, *rest)
-    monkeypatch.setattr("utils.train_utils.distillation_loss", watched_loss)
-    fold = run(settings, [1], watch=watch)[1]
+        return label_loss(logits, a, b, lam, class_weights)
+    monkeypatch.setattr(train_utils, "label_loss", watched_loss)
+    student = train_tiny(settings, [1], watch=watch)["fold1"]
     steps = len(calls) // 3
     assert len(seen) == len(calls) == 3 * steps
     for n, (x, (a, b, lam)) in enumerate(zip(seen, calls)):
         epoch, step = divmod(n, steps)
-        rows = epoch_order(parts, [0, 2], 2, settings.seed, epoch)[step]
-        plain = normalise([train_view(pictures.square(i), settings, np.random.default_rng([settings.seed, VIEW, epoch, i]))
-                           for i in rows])
-        np.testing.assert_array_equal(a, pictures.labels[rows])
+        rows = epoch_order(fold_of, [0, 2], settings, epoch)[step]
+        plain = normalize([augment(images.square(i), settings, np.random.default_rng(
+            [settings.seed, AUGMENT, epoch, i])) for i in rows])
+        np.testing.assert_array_equal(a, images.labels[rows])
         assert lam == 1 if epoch == 0 else 0 <= lam < 1
         for i in range(4):
-            partners = [j for j in (i, i ^ 1) if np.allclose(x[i], lam * plain[i] + (1 - lam) * plain[j], atol=1e-5)]
-            assert partners and b[i] in pictures.labels[rows[partners]]
+            partners = [j for j in (i, i ^ 1)
+                        if np.allclose(x[i], lam * plain[i] + (1 - lam) * plain[j], atol=1e-5)]
+            assert partners and b[i] in images.labels[rows[partners]]
     last = learning_rate(3 * steps - 1, 3 * steps, steps, settings.base_lr)
-    np.testing.assert_allclose([fold.optimizer.get_lr(), fold.history[-1]["learning_rate"]], last)
+    np.testing.assert_allclose([student.optimizer.get_lr(), student.history[-1]["learning_rate"]],
+                               last)
 
 
 def test_frozen_blocks_do_not_move_in_the_dynamic_graph_either():
@@ -233,54 +272,51 @@ def test_frozen_blocks_do_not_move_in_the_dynamic_graph_either():
 
 def test_a_lone_student_goes_on_and_stopped_ones_cost_nothing(settings):
     settings.num_epochs, settings.patience = 6, 1
-    seen = []
+    sizes = []
 
-    def watch(trunk, folds):
-        folds[0].best_accuracy = folds[1].best_accuracy = 2.0  # they can only get worse: stop after one epoch
-        folds[2].stopped = lambda: False
-
-        def watched(x):
-            seen.append(len(x))
-            return trunk(x)
-        return watched
-    folds = run(settings, [0, 1, 2], watch=watch)
-    assert [len(folds[k].history) for k in range(3)] == [1, 1, 6]
-    assert seen[:5] == [6] * 5 and seen[5:] == [4] * 25
+    def watch(teacher, students):
+        students[0].best_accuracy = students[1].best_accuracy = 2.0  # they stop after an epoch
+        students[2].settings = dataclasses.replace(settings, patience=9)
+        return lambda x: sizes.append(len(x)) or teacher(x)
+    trained = train_tiny(settings, [0, 1, 2], watch=watch)
+    assert [len(s.history) for s in trained.values()] == [1, 1, 6]
+    assert sizes[:5] == [6] * 5 and sizes[5:] == [4] * 25
 
 
-def test_control_twins_start_alike_see_the_same_batches_and_learn_without_the_teacher(settings):
+def test_controls_start_alike_see_the_same_batches_and_learn_without_the_teacher(settings):
+    images, fold_of = tiny_set(settings)
     start, seen = {}, {}
 
-    def folds(heads):
-        both = [build_fold(1, pictures.labels, parts, heads[1], s, name=name)
-                for s, name in ((settings, "fold"), (control_settings(settings), "control"))]
-        for f in both:
-            start[f.name], seen[f.name] = weights_of(f), []
+    def build(heads):
+        pair = [build_student(1, images.labels, fold_of, heads[1], s, name=name)
+                for s, name in ((settings, "fold"), (settings.without_teacher(), "control"))]
+        for s in pair:
+            start[s.name], seen[s.name] = weights_of(s), []
 
-            def head(pooled, mask=None, f=f, plain=f.student.head):
+            def head(pooled, mask=None, s=s, plain=s.network.head):
                 if mask is not None:
-                    seen[f.name].append(mask.numpy())
+                    seen[s.name].append(mask.numpy())
                 return plain(pooled, mask)
 
-            def pool(x, f=f, plain=f.student.pool):
-                if f.student.training:
-                    seen[f.name].append(x.numpy())
+            def pool(x, s=s, plain=s.network.pool):
+                if s.network.training:
+                    seen[s.name].append(x.numpy())
                 return plain(x)
-            f.student.head, f.student.pool = head, pool
-        return both
+            s.network.head, s.network.pool = head, pool
+        return pair
 
-    def run_twins(scale):
-        twins = run(settings, [1], folds=folds, watch=lambda trunk, _: lambda x: trunk(x) * scale, by="name")
-        return {name: weights_of(f) for name, f in twins.items()}
-    pictures, parts = parted(settings)
-    end = run_twins(1)
+    def train_pair(scale):
+        pair = train_tiny(settings, [1], build=build,
+                          watch=lambda teacher, _: lambda x: teacher(x) * scale)
+        return {name: weights_of(s) for name, s in pair.items()}
+    end = train_pair(1)
     for name, value in start["fold1"].items():
         np.testing.assert_array_equal(value, start["control1"][name], err_msg=name)
     assert len(seen["fold1"]) == len(seen["control1"]) > 4
     for a, b in zip(seen["fold1"], seen["control1"]):
         np.testing.assert_array_equal(a, b)
     assert (end["fold1"]["hidden.weight"] != end["control1"]["hidden.weight"]).any()
-    other_teacher = run_twins(3)
+    other_teacher = train_pair(3)
     for name, value in end["control1"].items():
         np.testing.assert_array_equal(value, other_teacher["control1"][name], err_msg=name)
     assert (end["fold1"]["hidden.weight"] != other_teacher["fold1"]["hidden.weight"]).any()
@@ -289,15 +325,30 @@ def test_control_twins_start_alike_see_the_same_batches_and_learn_without_the_te
 @pytest.mark.parametrize("off", ["alpha", "feature_weight"])
 def test_each_signal_of_the_teacher_reaches_the_student(settings, off):
     settings.alpha, settings.feature_weight = (1.0, 8.0) if off == "alpha" else (0.5, 0.0)
-    left = run(settings, [1])[1]
+    left = train_tiny(settings, [1])["fold1"]
     assert (left.regressor is None) == (off == "feature_weight")
-    none = run(control_settings(settings), [1])[1]
+    none = train_tiny(settings.without_teacher(), [1])["fold1"]
     assert (weights_of(left)["hidden.weight"] != weights_of(none)["hidden.weight"]).any()
 
 
-def test_mixup_partners_stay_inside_the_part():
+def test_students_that_need_other_batches_are_refused_and_their_own_settings_count(settings):
+    images, fold_of = tiny_set(settings)
+
+    def build(**changes):
+        return lambda heads: [build_student(0, images.labels, fold_of, heads[0],
+                                            dataclasses.replace(settings, **changes))]
+    with pytest.raises(ValueError, match="mixup_alpha"):
+        train_tiny(settings, [0], build=build(mixup_alpha=0.0))
+    with pytest.raises(ValueError, match="freeze_depth"):
+        train_tiny(settings, [0], build=build(freeze_depth=3))
+    plain, other = (train_tiny(settings, [0], build=build(dropout=p))["fold0"] for p in (0.5, 0.1))
+    assert (weights_of(plain)["hidden.weight"] != weights_of(other)["hidden.weight"]).any()
+
+
+def test_mixup_partners_stay_inside_the_fold():
     partner, lam = mixup([0, 2, 3], 4, 5, 0.4, np.random.default_rng(1))
-    assert (partner // 4 == np.arange(12) // 4).all() and sorted(partner) == list(range(12)) and 0 < lam < 1
+    assert (partner // 4 == np.arange(12) // 4).all() and sorted(partner) == list(range(12))
+    assert 0 < lam < 1
     two, lam_two = mixup([2], 4, 5, 0.4, np.random.default_rng(1))
     assert lam_two == lam and (two == partner[4:8] - 4).all()
 
@@ -310,72 +361,76 @@ def test_learning_rate():
     assert learning_rate(0, 10, 0, 0.1) == 0.1
 
 
-def test_evaluation_judges_each_picture_by_its_own_student(settings):
-    pictures, parts = parted(settings)
-    parts[:4] = 0  # parts of different sizes
+def test_evaluation_scores_each_image_by_its_own_student(settings):
+    images, fold_of = tiny_set(settings)
+    fold_of[:4] = 0  # folds of different sizes
     settings.freeze_depth = 0
-    head = Head(np.zeros([5, 3], "float32"), np.zeros([1, 3], "float32"), *np.ones([2, 5], "float32"))
-    folds = [build_fold(k, pictures.labels, parts, head, settings) for k in range(3)]
-    together = evaluate(folds, paddle.to_tensor, pictures, settings, 2)
-    for fold, p in zip(folds, together):
-        assert p.shape == (len(fold.pictures), 3)
-        np.testing.assert_allclose(p.sum(1), 1, atol=1e-5)
-        np.testing.assert_allclose(evaluate([fold], paddle.to_tensor, pictures, settings, 1)[0], p, atol=1e-5)
+    students = [build_student(k, images.labels, fold_of, any_head(), settings) for k in range(3)]
+    together = evaluate(students, paddle.to_tensor, images, settings, 2)
+    for student in students:
+        p = together[student.name]
+        assert p.shape == (len(student.images), 3)
+        np.testing.assert_allclose(p.sum(1), 1, atol=1e-5)  # float32
+        alone = evaluate([student], paddle.to_tensor, images, settings, 1)[student.name]
+        np.testing.assert_allclose(alone, p, atol=1e-5)  # other batches, sums in another order
 
 
-def test_a_loss_that_is_not_finite_stops_its_fold_alone(settings, one_by_one):
-    alone = run(settings, [1])[1]
+def test_a_loss_that_is_not_finite_stops_its_student_alone(settings, one_by_one):
+    (alone,) = train_tiny(settings, [1]).values()
 
-    def watch(trunk, folds):
-        plain, calls = folds[0].student.pool, []
+    def watch(teacher, students):
+        network, calls = students[0].network, []
+        pool = network.pool
 
         def broken(x):
-            calls.append(folds[0].student.training)
-            return plain(x) * (float("nan") if sum(calls) == 3 else 1)
-        folds[0].student.pool = broken
-        return trunk
-    folds = run(settings, [0, 1], watch=watch)
-    pictures, parts = parted(settings)
-    batch = epoch_order(parts, [0, 1, 2], 2, settings.seed, 0)[2][2:]
+            calls.append(network.training)
+            return pool(x) * (float("nan") if sum(calls) == 3 else 1)
+        network.pool = broken
+        return teacher
+    first, second = train_tiny(settings, [0, 1], watch=watch).values()
+    images, fold_of = tiny_set(settings)
+    rows = epoch_order(fold_of, [0, 1, 2], settings, 0)[2][2:]
     for words in ("epoch 1, step 3 of 5", "learning rate 0.0006;", "lower --base_lr",
-                  f"pictures {', '.join(pictures.paths[i] for i in batch)})"):
-        assert words in folds[0].failed
-    assert folds[0].stopped() and not folds[0].history and not folds[1].failed
-    for name, value in weights_of(alone).items():
-        np.testing.assert_array_equal(value, weights_of(folds[1])[name], err_msg=name)
+                  f"images {', '.join(images.paths[i] for i in rows)})"):
+        assert words in first.failed
+    assert first.stopped and not first.history and not second.failed
+    assert_same_weights(alone, second)
 
 
-def test_class_weights_are_counted_outside_the_part(settings):
-    parts, labels = np.arange(60) % 3, np.arange(60) // 3 % 4
-    head = Head(np.zeros((5, 4), "f"), np.zeros((1, 4), "f"), np.zeros(5, "f"), np.ones(5, "f"))
-    before = [build_fold(k, labels, parts, head, settings).class_weights.numpy() for k in range(3)]
-    labels = np.where((parts == 1) & (labels < 3), 3, labels)
-    after = [build_fold(k, labels, parts, head, settings).class_weights.numpy() for k in range(3)]
+def test_class_weights_are_counted_outside_the_fold(settings):
+    fold_of, labels = np.arange(60) % 3, np.arange(60) // 3 % 4
+
+    def class_weights():
+        return [build_student(k, labels, fold_of, any_head(classes=4), settings)
+                .class_weights.numpy() for k in range(3)]
+    before = class_weights()
+    labels = np.where((fold_of == 1) & (labels < 3), 3, labels)
+    after = class_weights()
     assert [np.array_equal(a, b) for a, b in zip(before, after)] == [False, True, False]
-    np.testing.assert_allclose(after[0], [40 / 4 / 5, 40 / 4 / 5, 40 / 4 / 5, 40 / 4 / 25])  # N / (C * count)
+    # N / (C * count)
+    np.testing.assert_allclose(after[0], [40 / 4 / 5, 40 / 4 / 5, 40 / 4 / 5, 40 / 4 / 25])
 
 
 def test_optimizer_is_adam_with_an_l2_penalty(settings):
     """Kingma and Ba 2015, algorithm 1; the gradient has weight_decay * weight added."""
     settings.weight_decay = 0.01
-    head = Head(np.zeros((5, 4), "f"), np.zeros((1, 4), "f"), np.zeros(5, "f"), np.ones(5, "f"))
-    fold = build_fold(0, np.arange(40) % 4, np.arange(40) % 3, head, settings)
-    parameters = {n: p for n, p in fold.student.named_parameters() if not p.stop_gradient}
+    student = build_student(0, np.arange(40) % 4, np.arange(40) % 3, any_head(classes=4), settings)
+    parameters = {n: p for n, p in student.network.named_parameters() if not p.stop_gradient}
     expected = {n: p.numpy().astype("float64") for n, p in parameters.items()}
     first, second = (dict.fromkeys(expected, 0) for _ in range(2))
     for t in (1, 2, 3):
-        fold.optimizer.set_lr(1e-3 * t)
+        student.optimizer.set_lr(1e-3 * t)
         for n, p in parameters.items():
-            p.grad = paddle.to_tensor(np.random.default_rng([t, p.size]).normal(size=p.shape).astype("float32"))
+            rng = np.random.default_rng([t, p.size])
+            p.grad = paddle.to_tensor(rng.normal(size=p.shape).astype("float32"))
             g = p.grad.numpy() + 0.01 * expected[n]
             first[n] = 0.9 * first[n] + 0.1 * g
             second[n] = 0.999 * second[n] + 0.001 * g**2
             expected[n] = expected[n] - 1e-3 * t * (first[n] / (1 - 0.9**t)) / (
                 np.sqrt(second[n] / (1 - 0.999**t)) + 1e-8)
-        for p in fold.regressor.parameters():
+        for p in student.regressor.parameters():
             p.grad = paddle.zeros(p.shape)
-        fold.optimizer.step()
-        fold.optimizer.clear_grad()
-    for n, p in parameters.items():
-        # a thousandth of a step, and the last bits of a float32 of about 1
+        student.optimizer.step()
+        student.optimizer.clear_grad()
+    for n, p in parameters.items():  # float32: 1e-7 of weights about 1, three steps of 1e-3
         np.testing.assert_allclose(p.numpy(), expected[n], rtol=0, atol=1e-6, err_msg=n)

@@ -7,11 +7,19 @@ import numpy as np
 import paddle
 import pytest
 
-from inference import load_students
 from models.student_model import Student
-from utils.checkpoint import arrays_of, imagenet_weights, load_into, read_about, read_arrays, save_weights, set_aside, \
-    update_about
-from utils.settings import InputError
+from utils.errors import InputError
+from utils.predict import load_students
+from utils.weights import (
+    arrays_of,
+    imagenet_weights,
+    load_into,
+    move_earlier_weights,
+    read_about,
+    read_arrays,
+    save_weights,
+    update_about,
+)
 
 ABOUT = {"categories": ["纸", "b"], "image_size": 32, "freeze_depth": 14, "fold": 0, "run": "first"}
 
@@ -23,8 +31,8 @@ def test_weights_and_json_round_trip(tmp_path):
     load_into(other, read_arrays(path), path)
     for (name, a), b in zip(student.state_dict().items(), other.state_dict().values()):
         np.testing.assert_array_equal(a.numpy(), b.numpy(), err_msg=name)
-    assert read_about(path) == ABOUT and sorted(os.listdir(tmp_path)) == ["best_model_fold0.json",
-                                                                          "best_model_fold0.pdparams"]
+    assert read_about(path) == ABOUT
+    assert sorted(os.listdir(tmp_path)) == ["best_model_fold0.json", "best_model_fold0.pdparams"]
     assert set(paddle.load(path)) == set(student.state_dict())  # Paddle reads ours
 
 
@@ -35,8 +43,9 @@ def test_reads_what_paddle_saves(tmp_path):
         paddle.save(net.state_dict(), path, protocol=protocol)
         student = Student(3, scale=0.25)
         load_into(student.features, read_arrays(path), path, "features.")
-        np.testing.assert_array_equal(student.features[3].state_dict()["conv.0.0.weight"].numpy(),
-                                      net.features[3].state_dict()["conv.0.0.weight"].numpy())
+        loaded, saved = (network.features[3].state_dict()["conv.0.0.weight"].numpy()
+                         for network in (student, net))
+        np.testing.assert_array_equal(loaded, saved)
 
 
 class Crafted:
@@ -49,7 +58,8 @@ def test_half_precision_weights_load_too(tmp_path):
     net, student = (paddle.vision.models.mobilenet_v2(scale=0.25) for _ in range(2))
     paddle.save({k: v.astype("float16") for k, v in net.state_dict().items()}, path)
     load_into(student, read_arrays(path), path)
-    np.testing.assert_allclose(student.classifier[1].weight.numpy(), net.classifier[1].weight.numpy(), rtol=1e-3, atol=1e-6)
+    np.testing.assert_allclose(student.classifier[1].weight.numpy(),
+                               net.classifier[1].weight.numpy(), rtol=1e-3, atol=1e-6)
 
 
 def test_a_crafted_pickle_runs_nothing(tmp_path):
@@ -59,8 +69,9 @@ def test_a_crafted_pickle_runs_nothing(tmp_path):
     for content in (Crafted(), {"w": Crafted()}, {"w": np.array([Crafted()], object)}):
         with open(path, "wb") as f:
             pickle.dump(content, f)
-        for read in (lambda: imagenet_weights("teacher_weights", path), lambda: load_students([path]),
-                     lambda: imagenet_weights("student_weights", path)):
+        for read in (lambda: imagenet_weights("teacher_weights", path),
+                     lambda: imagenet_weights("student_weights", path),
+                     lambda: load_students([path])):
             with pytest.raises(InputError, match="evil.pdparams.*mkdir"):
                 read()
     assert not os.path.exists(Crafted.target)
@@ -70,7 +81,8 @@ def test_files_that_do_not_fit_say_why(tmp_path):
     path = str(tmp_path / "w.pdparams")
     student = Student(2, scale=0.25)
     save_weights(path, arrays_of(student), ABOUT)
-    with pytest.raises(InputError, match=r"w.pdparams does not fit Student: misshapen classifier.weight \[1024, 2\]"):
+    with pytest.raises(InputError, match=r"w.pdparams does not fit Student: misshapen "
+                                         r"classifier.weight \[1024, 2\]"):
         load_into(Student(3, scale=0.25), read_arrays(path), path)
     with pytest.raises(InputError, match="does not fit ResNet: missing conv1.weight, .* more"):
         load_into(paddle.vision.models.resnet18(), read_arrays(path), path)
@@ -96,8 +108,9 @@ def test_missing_or_foreign_json(tmp_path):
     open(path, "w").close()
     with pytest.raises(InputError, match="w.json does not exist"):
         read_about(path)
-    for key, value in (("temperature", 0), ("temperature", "1"), ("temperature", float("nan")), ("categories", []),
-                       ("categories", "ab"), ("image_size", "32"), ("freeze_depth", 99)):
+    for key, value in (("temperature", 0), ("temperature", "1"), ("temperature", float("nan")),
+                       ("categories", []), ("categories", "ab"), ("image_size", "32"),
+                       ("freeze_depth", 99)):
         (tmp_path / "w.json").write_text(json.dumps({**ABOUT, key: value}))
         with pytest.raises(InputError, match="does not describe"):
             read_about(path)
@@ -112,48 +125,59 @@ def test_a_temperature_is_added_to_what_is_known(tmp_path):
 
 def test_earlier_runs_are_kept(tmp_path):
     student = Student(2, scale=0.25)
-    for run, where in (("first", None), ("second", "first"), ("first", "second"), ("last", "first-2")):
-        assert set_aside(str(tmp_path)) == (where and str(tmp_path / where))
-        save_weights(str(tmp_path / "best_model_fold0.pdparams"), arrays_of(student), {**ABOUT, "run": run})
-    assert json.loads((tmp_path / "first" / "best_model_fold0.json").read_text("utf-8"))["run"] == "first"
+    for run, where in (("first", None), ("second", "first"), ("first", "second"),
+                       ("last", "first-2")):
+        assert move_earlier_weights(str(tmp_path)) == (where and str(tmp_path / where))
+        save_weights(str(tmp_path / "best_model_fold0.pdparams"), arrays_of(student),
+                     {**ABOUT, "run": run})
+    first = json.loads((tmp_path / "first" / "best_model_fold0.json").read_text("utf-8"))
+    assert first["run"] == "first"
     for k in range(2):
-        save_weights(str(tmp_path / f"best_model_fold{k}.pdparams"), arrays_of(student), {**ABOUT, "run": "cut"})
+        save_weights(str(tmp_path / f"best_model_fold{k}.pdparams"), arrays_of(student),
+                     {**ABOUT, "run": "cut"})
     (tmp_path / "cut").mkdir()
-    for name in ("best_model_fold0.pdparams", "best_model_fold1.pdparams", "best_model_fold1.json"):  # and killed
-        (tmp_path / name).rename(tmp_path / "cut" / name)
-    assert set_aside(str(tmp_path)) == str(tmp_path / "cut") and len(os.listdir(tmp_path / "cut")) == 4
+    for name in ("best_model_fold0.pdparams", "best_model_fold1.pdparams", "best_model_fold1.json"):
+        (tmp_path / name).rename(tmp_path / "cut" / name)  # a call that was killed
+    assert move_earlier_weights(str(tmp_path)) == str(tmp_path / "cut")
+    assert len(os.listdir(tmp_path / "cut")) == 4
     (tmp_path / "best_model_fold0.json.tmp").write_text("of a killed run")
     (tmp_path / "best_model_fold0.json").write_text('{"run": ".."}')
-    assert os.path.basename(set_aside(str(tmp_path))).startswith("before-")
+    assert os.path.basename(move_earlier_weights(str(tmp_path))).startswith("before-")
     (tmp_path / "best_model_fold0.json").write_text('{"run": "../../elsewhere"}')
-    assert set_aside(str(tmp_path)) == str(tmp_path / "elsewhere")
+    assert move_earlier_weights(str(tmp_path)) == str(tmp_path / "elsewhere")
 
 
-def test_a_resumed_run_leaves_its_own_weights_and_sets_others_aside(tmp_path):
+def test_a_resumed_run_keeps_its_own_weights_and_moves_others(tmp_path):
     def write(run, *folds):
         for k in folds:
-            save_weights(str(tmp_path / f"best_model_fold{k}.pdparams"), {"w": np.ones(1)}, {**ABOUT, "run": run})
-    assert set_aside(str(tmp_path), but="mine") is None
+            save_weights(str(tmp_path / f"best_model_fold{k}.pdparams"), {"w": np.ones(1)},
+                         {**ABOUT, "run": run})
+    assert move_earlier_weights(str(tmp_path), but="mine") is None
     write("mine", 0, 1)
-    assert set_aside(str(tmp_path), but="mine") is None and len(os.listdir(tmp_path)) == 4
+    assert move_earlier_weights(str(tmp_path), but="mine") is None
+    assert len(os.listdir(tmp_path)) == 4
     write("theirs", 1)
-    assert set_aside(str(tmp_path), but="mine") == str(tmp_path / "theirs")
-    assert sorted(os.listdir(tmp_path / "theirs")) == ["best_model_fold1.json", "best_model_fold1.pdparams"]
+    assert move_earlier_weights(str(tmp_path), but="mine") == str(tmp_path / "theirs")
+    assert sorted(os.listdir(tmp_path / "theirs")) == ["best_model_fold1.json",
+                                                       "best_model_fold1.pdparams"]
     (tmp_path / "best_model_fold1.pdparams").write_text("whose?")
     (tmp_path / "best_model_fold0 - Copy.pdparams").write_text("the user's")
-    whose = set_aside(str(tmp_path), but="mine")
-    assert os.path.basename(whose).startswith("before-") and os.listdir(whose) == ["best_model_fold1.pdparams"]
-    assert sorted(os.listdir(tmp_path)) == sorted(["best_model_fold0 - Copy.pdparams", "best_model_fold0.json", "theirs",
-                                                   "best_model_fold0.pdparams", os.path.basename(whose)])
+    whose = move_earlier_weights(str(tmp_path), but="mine")
+    assert os.path.basename(whose).startswith("before-")
+    assert os.listdir(whose) == ["best_model_fold1.pdparams"]
+    assert sorted(os.listdir(tmp_path)) == sorted([
+        "best_model_fold0 - Copy.pdparams", "best_model_fold0.json", "best_model_fold0.pdparams",
+        "theirs", os.path.basename(whose)])
 
 
 def test_a_download_with_the_wrong_md5_is_not_used(monkeypatch, tmp_path):
     monkeypatch.setattr("paddle.utils.download.WEIGHTS_HOME", str(tmp_path))
-    monkeypatch.setattr("paddle.utils.download._download", lambda url, *_, **__: 1 / 0)  # no network here
+    monkeypatch.setattr("paddle.utils.download._download", lambda url, *_, **__: 1 / 0)
     Crafted.target = str(tmp_path / "owned")
     with open(tmp_path / "mobilenet_v2_x1.0.pdparams", "wb") as f:
         pickle.dump(Crafted(), f)
-    with pytest.raises(InputError, match="cannot download .*mobilenet_v2_x1.0.pdparams .ZeroDivisionError"):
+    with pytest.raises(InputError,
+                       match="cannot download .*mobilenet_v2_x1.0.pdparams .ZeroDivisionError"):
         imagenet_weights("student_weights", "paddle")
     assert not os.path.exists(Crafted.target)
 
@@ -161,6 +185,7 @@ def test_a_download_with_the_wrong_md5_is_not_used(monkeypatch, tmp_path):
 def test_no_network_says_what_was_wanted(monkeypatch):
     def refuse(url, md5):
         raise RuntimeError("no route to host")
-    monkeypatch.setattr("utils.checkpoint.get_weights_path_from_url", refuse)
-    with pytest.raises(InputError, match=r"https://.*mobilenet.*\.pdparams.*--student_weights FILE"):
+    monkeypatch.setattr("utils.weights.get_weights_path_from_url", refuse)
+    with pytest.raises(InputError,
+                       match=r"https://.*mobilenet.*\.pdparams.*--student_weights FILE"):
         imagenet_weights("student_weights", "paddle")

@@ -1,0 +1,119 @@
+"""Device, memory, versions, and inference with frozen networks.
+
+    run = compiled(layer, [3, 224, 224], threads=2)     # run(x): array or Tensor in, Tensor out
+"""
+import ctypes
+import errno
+import os
+import platform
+import tempfile
+
+import cv2
+import numpy as np
+import paddle
+from paddle import inference
+
+from models.student_model import freeze
+from utils import CORES, processor  # noqa: F401
+from utils.errors import InputError
+from utils.files import free_bytes
+
+M_TRIM_THRESHOLD, M_MMAP_MAX, M_ARENA_MAX = -1, -4, -8  # of malloc.h
+# AVX512-BF16 or AMX, unless oneDNN is told to do without; other processors would emulate it slowly,
+# and Paddle 2 prints a dozen lines with it
+BFLOAT16 = (paddle.__version__ >= "3" and paddle.base.core.supports_bfloat16_fast_performance()
+            and not {"ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA"} & os.environ.keys())
+
+
+def keep_memory():
+    """Keep freed memory for the next step instead of returning it to the system.
+
+    Training frees and allocates the same large blocks in every step, and glibc would fetch them
+    from the system page by page each time: a fifth of a step. The peak stays the same.
+    """
+    if hasattr(ctypes.pythonapi, "mallopt"):
+        for option, value in ((M_MMAP_MAX, 0), (M_ARENA_MAX, 1), (M_TRIM_THRESHOLD, 2**31 - 1)):
+            ctypes.pythonapi.mallopt(option, value)
+
+
+def choose_device(wanted="auto"):
+    """Select 'cpu' or 'gpu' for Paddle and return it. Raises InputError if the GPU is missing."""
+    # set_device('gpu') without a GPU kills the process, so count first
+    gpus = paddle.device.is_compiled_with_cuda() and paddle.device.cuda.device_count()
+    if wanted == "gpu" and not gpus:
+        raise InputError("no GPU: this Paddle was built for the CPU, or no CUDA device is visible; "
+                         "leave the GPU option out, or install from requirements-gpu.txt")
+    device = "cpu" if wanted == "cpu" or not gpus else "gpu"
+    paddle.set_device(device)
+    return device
+
+
+def versions():
+    """What decides a result, for the log and the JSON beside the weights."""
+    return {"python": platform.python_version(), "paddle": paddle.__version__,
+            "numpy": np.__version__, "opencv": cv2.__version__, "system": platform.platform()}
+
+
+def compiled(layer, input_shape, threads=1, half=False):
+    """Freeze a layer and compile it; returns run(x).
+
+    run takes float32 [B, *input_shape] (array or Tensor) and returns a float32 Tensor. On a CPU it
+    is Paddle Inference with oneDNN on `threads` cores, equal to layer(x) within 1e-4 and three
+    times as fast; with `half` it computes in bfloat16 where the processor has it, twice as fast
+    again and within 2 % of the largest value. On a GPU it is the dynamic graph in half precision.
+    """
+    freeze(layer)
+    if not paddle.get_device().startswith("cpu"):
+        def run_on_gpu(x):
+            with paddle.no_grad(), paddle.amp.auto_cast():
+                return layer(paddle.to_tensor(x)).astype("float32")
+        return run_on_gpu
+
+    # On Windows, Paddle opens no file below a user folder with a non-ASCII name; PUBLIC is ASCII
+    place = None if tempfile.gettempdir().isascii() else os.environ.get("PUBLIC")
+    try:
+        with tempfile.TemporaryDirectory(dir=place) as folder:
+            if free_bytes(folder) < 1e6 + 4 * sum(v.size for v in layer.state_dict().values()):
+                raise OSError(errno.ENOSPC, "no room left", folder)  # Paddle 3 would not notice
+            prefix = os.path.join(folder, "net")
+            spec = paddle.static.InputSpec([None, *input_shape], "float32")
+            paddle.jit.save(layer, prefix, [spec])
+            return predictor(prefix, threads, half)
+    except OSError as e:
+        raise InputError(f"cannot prepare a network: {e}; Paddle writes to the temporary folder "
+                         "and to the user's: make room there, or name others in TMPDIR and HOME "
+                         "(on Windows TMP and USERPROFILE)") from e
+
+
+def network_file(prefix):
+    """The file in which paddle.jit.save describes the network: .json (Paddle 3) or .pdmodel."""
+    return prefix + (".json" if os.path.exists(prefix + ".json") else ".pdmodel")
+
+
+def predictor(prefix, threads, half=False):
+    """run(x) of a network saved by paddle.jit.save: array in, float32 Tensor out, on the CPU.
+
+    Paddle holds the interpreter's lock while it runs. run raises MemoryError; after that oneDNN may
+    refuse batch sizes that this thread has not used before, even when memory is free again.
+    """
+    config = inference.Config(network_file(prefix), prefix + ".pdiparams")
+    config.disable_gpu()
+    config.enable_mkldnn()
+    if half and BFLOAT16:
+        config.enable_mkldnn_bfloat16()
+    config.set_cpu_math_library_num_threads(threads)
+    config.disable_glog_info()
+    network = inference.create_predictor(config)
+    source = network.get_input_handle(network.get_input_names()[0])
+    result = network.get_output_handle(network.get_output_names()[0])
+
+    def run(x):
+        source.copy_from_cpu(np.ascontiguousarray(x))
+        try:
+            network.run()
+        except RuntimeError as e:  # this is how oneDNN reports that memory ran out
+            if str(e).startswith(("std::exception", "could not create", "could not execute")):
+                raise MemoryError(f"oneDNN: {e}") from e
+            raise
+        return paddle.to_tensor(result.copy_to_cpu())
+    return run

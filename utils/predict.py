@@ -1,0 +1,197 @@
+"""What inference.py, export.py and serve.py share: trained students, and images to classify.
+
+    model = load_model(["models_saved/best_model_fold0.pdparams"])
+    paths, left_out = find_images("photos")
+    for path, probabilities, reason, image in predict_files(paths, model):
+        ...
+"""
+import glob
+import os
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+
+from models.student_model import Ensemble, Student
+from utils import CORES
+from utils.engine import compiled, network_file, predictor, versions
+from utils.errors import InputError
+from utils.explain import explain
+from utils.images.dataset import list_files
+from utils.images.read import UnreadableImage, read_image
+from utils.settings import composed
+from utils.threads import prefetch
+from utils.transforms import normalize, preprocess
+from utils.weights import EXPORTS, load_into, read_about, read_arrays
+
+UNSURE = "unsure"
+
+
+class Model(NamedTuple):
+    """Students of main.py, or an export of them, ready to predict."""
+    about: dict        # the JSON beside the weights
+    predict: Callable  # list of uint8 RGB images, each [S, S, 3] -> float32 probabilities [B, C]
+    explain: Callable | None  # (image, category) -> heat map as a JPEG; None for an export
+
+    def decide(self, probabilities, min_confidence=0.0):
+        """(category, confidence) of probabilities [C]; 'unsure' for one below min_confidence."""
+        confidence = float(probabilities.max())
+        if confidence < min_confidence:
+            return UNSURE, confidence
+        return self.about["categories"][probabilities.argmax()], confidence
+
+
+def load_model(paths, categories=None):
+    """Load .pdparams files of one or several students, or a single file of export.py.
+
+    categories: what the user expects them to be. Raises InputError if files cannot be used, do not
+    belong together, or have other categories.
+    """
+    if paths[0].endswith(EXPORTS):
+        if len(paths) > 1:
+            raise InputError(f"--model_path {' '.join(paths)}: an export already holds all its "
+                             "students; name one file")
+        about = read_about(paths[0])
+        check_categories(about, categories)
+        run = load_export(paths[0])
+        prepare = np.stack if about["pixels"] else normalize
+        return Model(about, lambda images: run(prepare(images)), None)
+    about, students, temperatures = load_students(paths, categories)
+    size = about["image_size"]
+    run = compiled(Ensemble(students, temperatures), [3, size, size], CORES)
+    return Model(about, lambda images: run(normalize(images)).numpy(),
+                 lambda image, category: explain(students, temperatures, image, category))
+
+
+def load_students(paths, categories=None):
+    """Load .pdparams files. Returns (about, [Student] in eval mode, [temperature]).
+
+    Of several students, `about` names all runs and has the settings that are the same in all.
+    Raises InputError as load_model does.
+    """
+    abouts = [read_about(path) for path in paths]
+    for path, about in zip(paths, abouts):
+        for key in ("categories", "image_size"):
+            if about[key] != abouts[0][key]:
+                raise InputError(f"{paths[0]} and {path} do not belong together: {key} "
+                                 f"{abouts[0][key]} and {about[key]}")
+    check_categories(abouts[0], categories)
+    students = []
+    for path, about in zip(paths, abouts):
+        student = Student(len(about["categories"]), about["freeze_depth"])
+        load_into(student, read_arrays(path), path)
+        student.eval()
+        students.append(student)
+    return _shared(abouts), students, [about.get("temperature", 1.0) for about in abouts]
+
+
+def _shared(abouts):
+    first, *others = abouts
+    if not others:
+        return first
+    settings = {k: v for k, v in first.get("settings", {}).items()
+                if all(other.get("settings", {}).get(k) == v for other in others)}
+    about = {k: v for k, v in first.items() if k not in ("fold", "epoch", "scores", "temperature")}
+    runs = dict.fromkeys(about.get("run", "") for about in abouts)  # each once, in order
+    return about | {"run": ", ".join(runs), "settings": settings,
+                    "num_folds": settings.get("num_folds")}
+
+
+def load_export(path):
+    """run(x) of a file of export.py: array in, float32 probabilities [B, C] out, on the CPU.
+
+    Raises InputError if the file is damaged, or needs another Paddle or ONNX Runtime.
+    """
+    if path.endswith(".pdiparams"):
+        network = network_file(os.path.splitext(path)[0])
+        if network.endswith(".json") and versions()["paddle"].startswith("2."):
+            # reading it would kill the process
+            raise InputError(f"{path} was exported with Paddle 3, and this is Paddle 2: export it "
+                             "again with this version")
+        try:
+            run = predictor(os.path.splitext(path)[0], CORES)
+        except (RuntimeError, ValueError) as e:  # a page of Paddle's C++
+            raise InputError(f"{path} and {network} are not a usable Paddle model") from e
+        return lambda x: run(x).numpy()
+    try:
+        import onnxruntime  # optional
+    except ImportError as e:
+        raise InputError(
+            f"{path} needs ONNX Runtime: pip install -r requirements-export.txt") from e
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads, options.log_severity_level = CORES, 3
+    try:
+        session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    except Exception as e:  # ONNX Runtime has no class of its own for a damaged file
+        raise InputError(f"{path} is not a usable ONNX model: {e}") from e
+    name = session.get_inputs()[0].name
+    return lambda x: session.run(None, {name: x})[0]
+
+
+def check_categories(about, wanted):
+    """Raise InputError unless the categories that the user named are those of the weights."""
+    if wanted and composed(tuple(wanted)) != composed(tuple(about["categories"])):
+        raise InputError(f"--categories {' '.join(wanted)}: differs from the weights file, whose "
+                         f"categories are {' '.join(about['categories'])}, in this order; leave "
+                         "the option out")
+
+
+def check_threshold(min_confidence, categories):
+    """Raise InputError unless 0 <= min_confidence <= 1 and 'unsure' is no category."""
+    if not 0 <= min_confidence <= 1:
+        raise InputError(f"--min_confidence {min_confidence}: must be at least 0 and at most 1")
+    if min_confidence and UNSURE in categories:
+        raise InputError(f"--min_confidence: one of the categories is itself called '{UNSURE}'; "
+                         "leave the option out")
+
+
+def expand(patterns):
+    """The files that the patterns name, for shells that do not expand *, as on Windows."""
+    files = []
+    for pattern in patterns:
+        folder, name = os.path.split(pattern)
+        if os.path.isdir(folder):
+            folder = glob.escape(folder)  # its name may have brackets
+        matches = [] if os.path.exists(pattern) else sorted(glob.glob(os.path.join(folder, name)))
+        files += matches or [pattern]
+    return files
+
+
+def find_images(path, recursive=False):
+    """([path], [(path, reason)] of the files left out) of an image or a folder of images.
+
+    Raises InputError if there is no such file or folder.
+    """
+    if os.path.isdir(path):
+        files, left_out = list_files(path, recursive)
+        return ([os.path.join(path, f) for f in files],
+                [(os.path.join(path, f), reason) for f, reason in left_out])
+    if not os.path.lexists(path):
+        raise InputError(f"--image_path {path}: there is no such image or folder")
+    return [path], []
+
+
+def read_images(paths, image_size):
+    """Read and preprocess files: [(uint8 RGB [S, S, 3], None) or (None, why it is unreadable)]."""
+    images = []
+    for path in paths:
+        try:
+            images.append((preprocess(read_image(path), image_size), None))
+        except UnreadableImage as e:
+            images.append((None, str(e)))
+    return images
+
+
+def predict_files(paths, model, batch_size=32):
+    """Yield (path, probabilities [C] or None, reason or None, image or None) in the given order.
+
+    reason: why a file cannot be read; image: uint8 RGB [S, S, 3], as the network sees it. Threads
+    read ahead of the network; only a few batches are in memory at a time.
+    """
+    size = model.about["image_size"]
+    batches = [paths[i:i + batch_size] for i in range(0, len(paths), batch_size)]
+    for batch, loaded in zip(batches, prefetch(lambda b: read_images(b, size), batches, CORES)):
+        images = [image for image, _ in loaded if image is not None]
+        predicted = iter(model.predict(images) if images else ())
+        for path, (image, reason) in zip(batch, loaded):
+            yield path, None if image is None else next(predicted), reason, image

@@ -1,0 +1,21 @@
+"""python -m utils.report logs/<run>: make the report of a finished run again from its files."""
+import argparse
+
+import utils  # noqa: F401  first: it sets what numpy, paddle and cv2 read when they load
+from utils.command import run_command
+
+
+def main():
+    parser = argparse.ArgumentParser(
+        prog="python -m utils.report",
+        description="Make the report of a finished run again from the files in its folder.")
+    parser.add_argument("folder", help="the run's folder, such as logs/20260101-120000")
+    folder = parser.parse_args().folder
+
+    from utils.report.build import make_report  # imports Paddle, which takes seconds
+    from utils.report.text import report_text
+    print(report_text(make_report(folder)))
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,281 @@
+"""The out-of-fold report: every image is predicted once, by the student that was not trained on it.
+
+    write_results(folder, students, controls, ...)      # a finished training: its predictions
+    report = make_report(folder)                        # the rest, from the files of the run
+
+Every student is scored at two epochs. "Best epoch" is the one of its weights file: the epoch with
+the highest accuracy on its own fold, which makes that score optimistic. "Cross-fitted" is the same
+student at the epoch that the other folds chose: the honest score, and the headline.
+"""
+import os
+from dataclasses import dataclass
+
+import numpy as np
+from sklearn import metrics
+
+from utils.errors import InputError
+from utils.files import read_json, write_json
+from utils.predict import read_images
+from utils.report import plots, statistics
+from utils.report.page import write_page
+from utils.report.statistics import score, wilson
+from utils.report.text import report_text
+from utils.settings import Settings
+from utils.tables import csv_rows, read_csv, write_csv
+
+# Who predicts, and the prefix of its columns in out_of_fold.csv
+PREFIXES = {"student": "", "student_cross_fitted": "crossfit_", "teacher": "teacher_",
+            "control": "control_", "control_cross_fitted": "control_crossfit_"}
+TARGETS = (0.95, 0.98, 0.99)  # accuracies for which the report gives the needed confidence
+MAX_MISTAKES = 25  # in mistakes.png
+
+
+def write_results(folder, students, controls, teacher_probs, images, groups, failed=(),
+                  networks=None):
+    """Write out_of_fold.csv and results.json, from which make_report makes the report.
+
+    students, controls: TrainStates, controls [] or one per student; teacher_probs: float [N, C],
+    row i from the head that was not fitted on image i; groups: int [N]; failed: a line for each of
+    them that did not reach its end; networks: {"student": ..., "teacher": ...} of cost(). Raises
+    InputError if no student finished an epoch.
+    """
+    students, controls, failed = completed(students, controls, failed)
+    labels = [images.labels[s.images] for s in students]
+    epochs, raw = {}, {"teacher": [teacher_probs[s.images] for s in students]}
+    for name, group in (("student", students), ("control", controls)):
+        epochs[name] = [s.best_epoch for s in group]
+        if len(group) > 1:
+            epochs[f"{name}_cross_fitted"] = statistics.cross_fitted_epochs(
+                [[h["val_accuracy"] for h in s.history] for s in group])
+        raw |= {key: [s.probabilities[e - 1] for s, e in zip(group, epochs[key])]
+                for key in (name, f"{name}_cross_fitted") if epochs.get(key)}
+    names = [name for name in PREFIXES if name in raw]
+    scaled_by = {name: statistics.calibrate(raw[name], labels) for name in names}
+
+    def rows():
+        for k, s in enumerate(students):
+            temperatures = [f"{scaled_by[name][0][k]:.9g}" for name in names]
+            for i, image in enumerate(s.images):
+                probabilities = [scaled_by[name][1][k][i] for name in names]
+                yield [images.paths[image], images.categories[images.labels[image]], s.fold,
+                       groups[image], *(images.categories[p.argmax()] for p in probabilities),
+                       *temperatures, *(f"{v:.9g}" for p in probabilities for v in p)]
+    prefixes = [PREFIXES[name] for name in names]
+    header = ["path", "label", "fold", "group", *(f"{p}prediction" for p in prefixes),
+              *(f"{p}temperature" for p in prefixes),
+              *(f"{p}p_{c}" for p in prefixes for c in images.categories)]
+    write_csv(os.path.join(folder, "out_of_fold.csv"), header, rows())
+
+    def facts(name, group):
+        found = [{"name": s.name, "fold": s.fold, "best_epoch": s.best_epoch,
+                  "epochs": len(s.history), "temperature": t}
+                 for s, t in zip(group, scaled_by[name][0] if group else ())]
+        for entry, epoch in zip(found, epochs.get(f"{name}_cross_fitted", ())):
+            entry["cross_fitted_epoch"] = epoch
+        return found
+    write_json(os.path.join(folder, "results.json"), {
+        "students": facts("student", students), "controls": facts("control", controls),
+        "failed": failed, "networks": networks})
+
+
+def completed(students, controls, failed):
+    """What the report covers: (students with a finished epoch, their controls or [], lines).
+
+    Controls are compared only if they and their students all reached their end: a network that
+    stopped early loses to any other, which would say nothing about the teacher.
+    """
+    failed, students = list(failed), [s for s in students if s.history]
+    if not students:
+        raise InputError("; ".join(failed))
+    folds = [s.fold for s in students]
+    own = [c for c in controls if c.history and c.fold in folds]
+    if controls and (len(own) < len(students) or any(s.failed for s in students + own)):
+        return students, [], failed + ["students and controls are not compared, since one of them "
+                                       "failed"]
+    return students, own, failed
+
+
+@dataclass
+class Predictions:
+    """out_of_fold.csv: one row per image."""
+    paths: list
+    labels: np.ndarray   # int64 [N]
+    folds: np.ndarray    # int64 [N]
+    groups: np.ndarray   # int64 [N]
+    probabilities: dict  # {name of PREFIXES: float32 [N, C]}, calibrated
+    raw: dict            # likewise, before calibration
+
+
+def read_predictions(folder, categories):
+    """Read out_of_fold.csv. Raises OSError, ValueError or KeyError if it cannot be used."""
+    rows = csv_rows(os.path.join(folder, "out_of_fold.csv"))
+    header = next(rows, [])
+    names = [name for name, prefix in PREFIXES.items() if f"{prefix}prediction" in header]
+    first = 4 + len(names)  # the first temperature
+    number = {c: i for i, c in enumerate(categories)}
+    paths, facts, values = [], [], []
+    for row in rows:
+        paths.append(row[0])
+        facts.append((number[row[1]], int(row[2]), int(row[3])))
+        values.append(np.array(row[first:], np.float32))
+    if not paths:
+        raise ValueError("out_of_fold.csv has no rows")
+    labels, folds, groups = np.array(facts, np.int64).T
+    values = np.stack(values)
+    temperatures = values[:, :len(names)]
+    probabilities = dict(zip(names, np.split(values[:, len(names):], len(names), axis=1)))
+    raw = {name: statistics.scaled(p, 1 / temperatures[:, [i]])
+           for i, (name, p) in enumerate(probabilities.items())}
+    return Predictions(paths, labels, folds, groups, probabilities, raw)
+
+
+def answers_of(folder):
+    """({name of PREFIXES: calibrated probabilities float32 [N, C]}, labels int64 [N]) of a run."""
+    categories = read_json(os.path.join(folder, "settings.json"))["categories"]
+    predictions = read_predictions(folder, categories)
+    return predictions.probabilities, predictions.labels
+
+
+def make_report(folder):
+    """Make the report of a finished run from its files, and return its figures as a dict.
+
+    Writes report.json, .txt, .png and .html, mistakes.csv and the plots into the folder. Raises
+    InputError if it is not the folder of a finished run.
+    """
+    def path(name):
+        return os.path.join(folder, name)
+    try:
+        saved = read_json(path("settings.json"))
+        versions = saved.pop("versions", {})
+        settings = Settings(**{k: tuple(v) if isinstance(v, list) else v for k, v in saved.items()})
+        results = read_json(path("results.json"))
+        total = sum(1 for _ in csv_rows(path("folds.csv"))) - 1
+        history = {}
+        for row in read_csv(path("scalars.csv")):
+            history.setdefault(row.pop("fold"), []).append({k: float(v) for k, v in row.items()})
+        predictions = read_predictions(folder, settings.categories)
+    except (OSError, ValueError, KeyError, TypeError) as e:
+        raise InputError(f"{folder} has no finished run of this version in it ({e}); name one such "
+                         "as logs/20260101-120000") from e
+    report = build_report(predictions, results, settings, total)
+    report |= {"run": os.path.basename(os.path.abspath(folder)), "versions": versions,
+               "failed": results["failed"]}
+    text = report_text(report)
+    write_json(path("report.json"), report)
+    with open(path("report.txt"), "w", encoding="utf-8", errors="backslashreplace") as f:
+        f.write(text)
+    mistakes = list_mistakes(predictions, report["headline"], settings.categories)
+    write_csv(path("mistakes.csv"), ("path", "label", "prediction", "confidence"),
+              [m.values() for m in mistakes])
+    plots.plot_text(text, path("report.png"))
+    plots.plot_confusion(report, path("confusion_matrix.png"))
+    plots.plot_confidence(report, path("confidence.png"))
+    students = results["students"]
+    plots.plot_curves([history[s["name"]] for s in students], [s["best_epoch"] for s in students],
+                      report["out_of_fold"]["teacher"]["accuracy"], path("curves.png"))
+    draw_mistakes(mistakes[:MAX_MISTAKES], settings, path("mistakes.png"))
+    write_page(folder, text, report, predictions, settings)
+    return report
+
+
+def build_report(predictions, results, settings, total):
+    """All figures of a run as one JSON-able dict. total: images of the run, with those of folds
+    that were not trained; results: the content of results.json."""
+    p, students = predictions, results["students"]
+    names, headline = list(settings.categories), "student"
+    if len(students) > 1:
+        headline = "student_cross_fitted"
+    control = headline.replace("student", "control")
+    predicted = {name: values.argmax(1) for name, values in p.probabilities.items()}
+    best, raw = p.probabilities[headline], p.raw[headline]
+    categories, averages = score_categories(best, p.labels, names, p.groups)
+    folds = [score_fold(s, p, headline, control) for s in students]
+    report = {
+        "headline": headline,
+        "out_of_fold": {"images": len(p.labels), "of": total, "groups": len(np.unique(p.groups)),
+                        **{name: score(values, p.labels, p.raw[name], p.groups)
+                           for name, values in p.probabilities.items()}},
+        "agreement_with_teacher": float((predicted[headline] == predicted["teacher"]).mean()),
+        "folds": folds, "over_folds": {},
+        "categories": categories, "averages": averages,
+        "confusion_matrix": metrics.confusion_matrix(p.labels, predicted[headline],
+                                                     labels=np.arange(len(names))).tolist(),
+        "category_names": names, "settings": vars(settings),
+        "reliability": {when: dict(zip(("images", "correct", "sum_of_confidence"),
+                                       (v.tolist() for v
+                                        in statistics.reliability(values, p.labels))))
+                        for when, values in (("raw", raw), ("calibrated", best))},
+        "coverage": statistics.coverage(best, p.labels, p.groups),
+        "needed_confidence": {str(t): statistics.needed_confidence(best, p.labels, t, p.groups)
+                              for t in TARGETS},
+        "worst_mistakes": list_mistakes(p, headline, names)[:MAX_MISTAKES]}
+    for key in folds[0]:
+        if key.endswith(("accuracy", "f1", "error", "difference_to_control")):
+            values = [f[key] for f in folds]
+            std = float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
+            report["over_folds"][key] = {"mean": float(np.mean(values)), "std": std}
+    if control in predicted:
+        report["student_against_control"] = statistics.compare(
+            p.labels, predicted[headline], predicted[control], p.groups)
+    if results["networks"]:
+        report["networks"] = results["networks"]
+    return report
+
+
+def score_fold(student, predictions, headline, control):
+    """The figures of one fold as a dict; without a prefix those of its weights file."""
+    p, rows = predictions, predictions.folds == student["fold"]
+    figures = {name: score(values[rows], p.labels[rows], groups=p.groups[rows])
+               for name, values in p.probabilities.items()}
+    row = {k: student[k] for k in ("fold", "best_epoch", "epochs", "temperature")}
+    row |= figures["student"]
+    if "cross_fitted_epoch" in student:
+        row["cross_fitted_epoch"] = student["cross_fitted_epoch"]
+    row |= {f"{name.removeprefix('student_')}_accuracy": f["accuracy"]
+            for name, f in figures.items() if name != "student"}
+    if control in figures:
+        row["difference_to_control"] = (figures[headline]["accuracy"]
+                                        - figures[control]["accuracy"])
+    return row
+
+
+def score_categories(probabilities, labels, names, groups):
+    """({category: precision, recall, their intervals, F1, areas under both curves}, averages)."""
+    predicted = probabilities.argmax(1)
+    # By number, not by name: a category may be called "accuracy"
+    table = metrics.classification_report(labels, predicted, labels=np.arange(len(names)),
+                                          output_dict=True, zero_division=0)
+    categories = {}
+    for i, name in enumerate(names):
+        said, true, p = predicted == i, labels == i, probabilities[:, i]
+        areas = {"average_precision": None, "roc_auc": None}
+        if true.any() and not true.all():  # a curve needs both kinds of images
+            areas = {"average_precision": float(metrics.average_precision_score(true, p)),
+                     "roc_auc": float(metrics.roc_auc_score(true, p))}
+        categories[name] = {
+            **table[str(i)], "precision_interval": wilson(true[said], groups[said]),
+            "recall_interval": wilson(said[true], groups[true]), **areas}
+    return categories, {name: table[name] for name in ("macro avg", "weighted avg")}
+
+
+def list_mistakes(predictions, name, categories):
+    """The wrong predictions of `name`, the most confident first: list of dicts."""
+    p = predictions.probabilities[name]
+    confidence, predicted = p.max(1), p.argmax(1)
+    wrong = np.flatnonzero(predicted != predictions.labels)
+    return [{"path": predictions.paths[i], "label": categories[predictions.labels[i]],
+             "prediction": categories[predicted[i]], "confidence": float(confidence[i])}
+            for i in wrong[np.argsort(-confidence[wrong], kind="stable")]]
+
+
+def draw_mistakes(mistakes, settings, path):
+    """A sheet of the images of list_mistakes; those that are gone since are left out."""
+    files = [os.path.join(settings.data_dir, m["path"]) for m in mistakes]
+    read = [image for image, _ in read_images(files, settings.image_size)]
+    drawn = [(image, f"{m['label']} → {m['prediction']}\n{m['confidence']:.3f}  {m['path']}")
+             for image, m in zip(read, mistakes) if image is not None]
+    if len(drawn) < len(mistakes):
+        print(f"note: mistakes.png lacks {len(mistakes) - len(drawn)} images that are no longer in "
+              f"{settings.data_dir}")
+    if drawn:
+        plots.contact_sheet(*zip(*drawn), path)

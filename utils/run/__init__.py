@@ -1,0 +1,1 @@
+"""Everything about keeping a run: folder, log, checkpoints, resume, signals, locks."""

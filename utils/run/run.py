@@ -1,0 +1,294 @@
+"""Run: everything about keeping a run, so that main.py can be about the method.
+
+Its folder, its log, checkpoints and resume, locks, signals, and what it leaves behind. In the other
+processes of a distributed run it writes nothing but checkpoints and weights of their own students.
+"""
+import os
+import sys
+import time
+
+import paddle
+
+from data.make_sample import make_sample
+from models.student_model import BLOCKS
+from models.teacher_model import Backbone
+from utils import engine
+from utils.data_utils import images_per_fold
+from utils.distributed import print0, world
+from utils.errors import InputError
+from utils.files import check_writable, new_folder, quoted, write_json
+from utils.images.dataset import find_categories
+from utils.images.duplicates import duplicate_rows, oversized_group
+from utils.report.build import make_report, write_results
+from utils.report.cost import cost
+from utils.run import resume
+from utils.run.checkpoint import check_space, load_checkpoint, save_checkpoint
+from utils.run.log import Log, NoLog, print_duplicates, print_epoch
+from utils.run.process import Signals, Stopped, lock
+from utils.settings import RANDOM, new_settings
+from utils.tables import write_csv
+from utils.weights import (
+    describe,
+    digest,
+    imagenet_weights,
+    move_earlier_weights,
+    save_weights,
+    update_about,
+    weights_path,
+)
+
+MIN_SECONDS = 60  # between checkpoints at ends of epochs: short epochs would only write
+SIGNAL_STEPS = 16  # steps after which processes tell each other of signals and due checkpoints
+
+
+class Run:
+    """A run from its command line, in a `with` statement.
+
+    Has .settings, .threads, .teacher_weights and .student_weights (of imagenet_weights), .resuming,
+    and where training starts: .epoch and .step, both from 0.
+    """
+    resuming, epoch, step = False, 0, 0
+    hint = ""  # how to continue, once there is a checkpoint
+
+    def __init__(self, given, sample=False, resume=None):
+        self.command_line = given, sample, resume
+        self.signals, self.locks, self.log = Signals(), [], NoLog()
+
+    def __enter__(self):
+        try:
+            self._open(*self.command_line)
+        except BaseException as e:
+            self.__exit__(type(e), e, None)
+            raise
+        return self
+
+    def _open(self, given, sample, resume_option):
+        """Settings, device, weights, and locks on the folders that this run writes to."""
+        engine.keep_memory()
+        world.join(given.get("device", "auto"))
+        self.signals.listen()
+        chosen = None
+        if world.rank == 0:  # for all: which run, with which settings
+            folder = resume.find_run(resume_option, given) if resume_option else None
+            if folder:
+                settings = resume.resumed_settings(folder, given)
+                self.locks.append(lock(folder, "that run has not stopped"))
+            else:
+                settings = new_settings(given, sample)
+            chosen = folder, settings, bool(folder) and resume.is_finished(folder)
+        self.folder, self.settings, finished = world.broadcast(chosen)
+        self.resuming, settings = self.folder is not None, self.settings
+        if finished:
+            report = os.path.join(self.folder, "report.txt")
+            print0(f"{self.folder} is finished; its report: {report}")
+            raise SystemExit(0)
+        # of several processes each already has the device that the launcher gave it
+        device = engine.choose_device(settings.device) if world.size == 1 else paddle.get_device()
+        self.threads = settings.threads or world.cores()
+        print0(f"device {device}, {self.threads} threads; "
+               + ", ".join(f"{key} {value}" for key, value in engine.versions().items())
+               + (f"; {world.size} processes" if world.size > 1 else "")
+               + f"\nto watch: visualdl --logdir {quoted(settings.log_dir)} --port 8040 "
+               "--language en")
+        if sample and not self.resuming and world.rank == 0 and make_sample(settings.data_dir):
+            print(f"drew the sample set {settings.data_dir}")
+        world.barrier()
+        # kept, so that a resumed run has the same
+        settings.categories = tuple(find_categories(settings.data_dir, settings.categories))
+        self.teacher_weights = imagenet_weights("teacher_weights", settings.teacher_weights)
+        self.student_weights = imagenet_weights("student_weights", settings.student_weights)
+        for option in ("log_dir", "save_dir"):
+            check_writable(option, getattr(settings, option))
+        if world.rank == 0:
+            self.locks.append(lock(settings.save_dir, "wait for it, or choose another folder with "
+                                   "--save_dir"))
+
+    def begin(self, images, fold_of, groups):
+        """Record what the run is made of, or check that a resumed one finds it unchanged."""
+        self.images, self.groups, self.fold_of, settings = images, groups, fold_of, self.settings
+        found = (images.digest(), fold_of.tolist(), digest(self.teacher_weights[1]),
+                 digest(self.student_weights[1])) if world.size > 1 else ()
+        if world.any(world.broadcast(found) != found):
+            raise InputError("the processes do not find the same images and weights: the copies of "
+                             f"{settings.data_dir} or of the weights files on the machines differ, "
+                             "or a file has just changed")
+        if self.resuming:
+            self.saved_heads = resume.load_start(self.folder, images, fold_of,
+                                                 self.teacher_weights, self.threads)
+        else:
+            folder = None
+            if world.rank == 0:
+                folder = new_folder(settings.log_dir, time.strftime("%Y%m%d-%H%M%S"))
+                self.locks.append(lock(folder))
+                record_run(folder, settings, images, fold_of, groups)
+            self.folder = world.broadcast(folder)
+        self.name = os.path.basename(os.path.abspath(self.folder))
+        if world.any(not os.path.exists(os.path.join(self.folder, "settings.json"))):
+            raise InputError(f"--log_dir {settings.log_dir}: all processes need the same folder; "
+                             "on several machines, name a shared one (and for --save_dir)")
+        if world.rank == 0:
+            if self.resuming:
+                resume.update_places(self.folder, settings)
+            self.log = Log(self.folder)
+            oversized = oversized_group(groups, images.labels, settings.num_folds)
+            print_duplicates(duplicate_rows(images, groups), oversized, settings)
+            for k in settings.trained_folds:
+                print(f"fold {k}: {(fold_of != k).sum()} images to train on, "
+                      f"{(fold_of == k).sum()} to validate on")
+            b = images_per_fold(settings)
+            print(f"a step takes {b} images from each fold, a student trains on "
+                  f"{b * (settings.num_folds - 1)} of them"
+                  + ("; mixup needs two per fold and stays off: raise --batch_size"
+                     if b == 1 and settings.mixup_alpha else ""))
+            print(f"run {self.name}, written to {self.folder}")
+            self.log.first_images(images, fold_of, settings)
+            self.log.graph(len(images.categories), settings)
+            print(f"teacher: ResNet50, {self.teacher_weights[0]}\nstudents: "
+                  f"{len(settings.trained_folds)} x MobileNetV2, {self.student_weights[0]}, "
+                  f"{settings.freeze_depth} of {BLOCKS} blocks frozen")
+            if RANDOM in (settings.teacher_weights, settings.student_weights):
+                print("note: networks with random initialization are good for trying the program, "
+                      "not for good figures")
+
+    def save_heads(self, heads, teacher_probs):
+        """Keep what a resumed run need not compute again."""
+        if world.rank == 0:
+            resume.save_start(self.folder, self.images, self.fold_of, heads, teacher_probs,
+                              self.teacher_weights, self.threads)
+
+    def start(self, students):
+        """Load the newest checkpoint of a resumed run into the students, or save a first one."""
+        self.students = students
+        check_space(self.folder, students)
+        self.hint = f"to continue: python main.py --resume {quoted(self.folder)}"
+        if world.rank == 0:
+            moved = move_earlier_weights(self.settings.save_dir, but=self.name)
+            if moved:
+                print(f"weights of an earlier run moved to {moved}")
+        world.barrier()
+        if self.resuming:
+            self.checkpoint, self.epoch, self.step = load_checkpoint(self.folder, students)
+            self.log.repeat(students)
+            for student in students:
+                if student.best_epoch:
+                    self._save_weights(student)
+            print0(f"continues in epoch {self.epoch + 1}, after {self.step} steps of it")
+        else:
+            self.checkpoint = None
+            self._save(0, 0)
+        print0("each epoch: loss and accuracy in training | in validation; * a new best accuracy, "
+               "whose weights are saved")
+        self.signals.deferred = True
+        self.saved = self.began = time.monotonic()
+
+    def after_step(self, epoch, step):
+        """`step` steps of `epoch` (from 0) are done: save and stop if it is time."""
+        if world.size > 1 and step % SIGNAL_STEPS:
+            return
+        self._save_if_due(epoch, step, 60 * self.settings.save_minutes)
+
+    def after_epoch(self, epoch, active):
+        """`epoch` (from 0) is done and scored: log it, keep best weights, save if it is time."""
+        seconds, self.began = time.monotonic() - self.began, time.monotonic()
+        for student in active:
+            if student.failed:
+                continue
+            self.log.scores(student.name, student.history[-1])
+            if student.best_epoch == epoch + 1:
+                self._save_weights(student)
+        if world.rank == 0:
+            for controls in (False, True):
+                students = [s for s in self.students if s.is_control == controls]
+                print_epoch(epoch + 1, students, active, seconds, self.settings.num_epochs)
+        self._save_if_due(epoch + 1, 0, min(MIN_SECONDS, 60 * self.settings.save_minutes))
+
+    def _save_if_due(self, epoch, step, seconds):
+        """Save if the last checkpoint is so old; after a signal to any process save and stop."""
+        due = time.monotonic() - self.saved >= seconds
+        all_due = world.gather({world.rank: (due, self.signals.received or 0)}).values()
+        signal = max(number for _, number in all_due)
+        if signal or any(due for due, _ in all_due):
+            self._save(epoch, step)
+        if signal:
+            raise Stopped(signal)
+
+    def _save(self, epoch, step):
+        """Save a checkpoint, unless this point has one."""
+        path = os.path.join(self.folder, f"checkpoint-{epoch:06}-{step:09}")
+        if path != self.checkpoint:
+            self.checkpoint = save_checkpoint(self.folder, self.students, epoch, step,
+                                              self.checkpoint)
+        self.saved = time.monotonic()
+
+    def _save_weights(self, student):
+        """Write a student's best weights; controls have no file."""
+        if student.rank == world.rank and not student.is_control:
+            save_weights(weights_path(self.settings, student.fold), student.best_weights,
+                         describe(student, self.name, self.settings, self.images.categories))
+
+    def finish(self, students, teacher_probs):
+        """Write the report, and say where everything is. Raises InputError if a student failed."""
+        self.signals.deferred = False
+        if self.signals.received:
+            raise Stopped(self.signals.received)
+        world.barrier()
+        world.leave()
+        if world.rank:
+            return
+        settings, shape = self.settings, [3, self.settings.image_size, self.settings.image_size]
+        classes = len(self.images.categories)
+        whole_teacher = paddle.nn.Sequential(Backbone(), paddle.nn.Linear(2048, classes))
+        networks = {name: cost(layer, shape, self.threads) for name, layer in (
+            ("student", students[0].network), ("teacher", whole_teacher))}
+        if not any(s.history for s in students):
+            self.hint = ""  # all have failed: resumed, they would again
+        failed = [f"{s.name} stopped at {s.failed}" for s in students if s.failed]
+        write_results(self.folder, [s for s in students if not s.is_control],
+                      [s for s in students if s.is_control], teacher_probs, self.images,
+                      self.groups, failed, networks)
+        report = make_report(self.folder)
+        for fold in report["folds"]:
+            update_about(weights_path(settings, fold["fold"]), temperature=fold["temperature"])
+        with open(os.path.join(self.folder, "report.txt"), encoding="utf-8") as f:
+            print("\n" + f.read())
+        self.log.results(report)
+        resume.finish(self.folder)
+        self.hint = ""
+        first = weights_path(settings, report["folds"][0]["fold"])
+        print(f"report.html, plots, scalars and out_of_fold.csv: {self.folder}\nweights, one file "
+              f"per fold: {settings.save_dir}\nto use them: python inference.py --model_path "
+              f"{quoted(first)} --image_path IMAGE")
+        if report["failed"]:
+            raise InputError("; ".join(report["failed"]))
+
+    def __exit__(self, kind, error, traceback):
+        """Close everything. Errors that the user can fix become one line, with how to continue."""
+        self.signals.forget()
+        self.log.close()
+        for held in self.locks:
+            held.release()
+        if error is None or isinstance(error, SystemExit):
+            return world.leave()
+        world.end("it was told to stop" if isinstance(error, Stopped) else error)
+        if isinstance(error, Stopped):
+            print(f"stopped; {self.hint or 'nothing new is saved'}", file=sys.stderr)
+            raise SystemExit(128 + error.args[0]) from None
+        if isinstance(error, MemoryError):
+            error = ("out of memory; lower --batch_size or --image_size in a new run, or close "
+                     "other programs")
+        elif not isinstance(error, (InputError, OSError)):  # a mistake of ours, with its traceback
+            return print(self.hint, file=sys.stderr) if self.hint else None
+        raise InputError(f"{error}" + (f"; {self.hint}" if self.hint else "")) from None
+
+
+def record_run(folder, settings, images, fold_of, groups):
+    """settings.json, folds.csv, duplicates.csv and left_out.csv: what the run is made of."""
+    write_json(os.path.join(folder, "settings.json"),
+               {**vars(settings), "versions": engine.versions()})
+    labels = [images.categories[i] for i in images.labels]
+    for name, header, rows in (
+            ("folds", ("path", "label", "fold", "group"),
+             zip(images.paths, labels, fold_of, groups)),
+            ("duplicates", ("group", "path", "label", "conflict"), duplicate_rows(images, groups)),
+            ("left_out", ("path", "reason"), images.left_out)):
+        write_csv(os.path.join(folder, f"{name}.csv"), header, rows)
