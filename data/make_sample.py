@@ -1,95 +1,103 @@
-"""Draw the sample set: pictures of four kinds of garbage, made of shapes, textures and clutter.
+"""Draw the sample set: images of four kinds of garbage, made of shapes, textures and clutter.
 
-    python data/make_sample.py                # 4 x 60 pictures in data/sample, two seconds
+    python data/make_sample.py                # 4 x 60 images in data/sample, two seconds
     python main.py --sample                   # draws them if need be, and trains on them
 
-It is for trying the program out without a download. Colours and shapes overlap between the categories, so the task
-is neither trivial nor hopeless; a figure reached on it says nothing about garbage.
+It is for trying the program without a download; a figure reached on it says nothing about garbage.
 """
 import os
 import shutil
 import sys
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), os.pardir))
-import utils  # noqa: E402, F401  before cv2
-import cv2  # noqa: E402
-import numpy as np  # noqa: E402
+import utils  # noqa: F401  before cv2
+
+# isort: split
+import cv2
+import numpy as np
 
 SIDE = 128
 
 
-def colour(rng, hue, spread=12, saturation=(90, 255), value=(90, 240)):
-    """A random BGR colour about a hue in degrees."""
-    hsv = np.uint8([[[(hue + rng.normal(0, spread)) % 360 / 2, rng.integers(*saturation), rng.integers(*value)]]])
-    return tuple(int(c) for c in cv2.cvtColor(hsv, cv2.COLOR_HSV2BGR)[0, 0])
+def color(rng, hue, spread=12, saturation=(90, 255), value=(90, 240)):
+    """A random BGR color about a hue in degrees."""
+    hsv = (hue + rng.normal(0, spread)) % 360 / 2, rng.integers(*saturation), rng.integers(*value)
+    bgr = cv2.cvtColor(np.uint8([[hsv]]), cv2.COLOR_HSV2BGR)[0, 0]
+    return tuple(int(c) for c in bgr)
 
 
 def background(rng):
-    """A tint with a gradient, grain, and clutter of lines and specks in any colour."""
-    base = np.array(colour(rng, rng.uniform(0, 360), saturation=(0, 30), value=(130, 230)), np.float32)
+    """A tint with a gradient, grain, and clutter of lines and specks in any color."""
+    base = color(rng, rng.uniform(0, 360), saturation=(0, 50), value=(60, 230))
     ramp = np.linspace(-1, 1, SIDE)
     shade = 12 * (ramp[:, None] * rng.normal() + ramp[None] * rng.normal())
-    picture = base + shade[..., None] + rng.normal(0, rng.uniform(2, 10), (SIDE, SIDE, 1))
-    picture = np.clip(picture, 0, 255).astype(np.uint8)
-    for _ in range(rng.integers(0, 5)):
+    image = base + shade[..., None] + rng.normal(0, rng.uniform(2, 10), (SIDE, SIDE, 1))
+    image = np.clip(image, 0, 255).astype(np.uint8)
+    for _ in range(rng.integers(0, 3)):
         a, b = (tuple(int(x) for x in rng.integers(0, SIDE, 2)) for _ in range(2))
-        c = colour(rng, rng.uniform(0, 360), saturation=(20, 140))
+        c = color(rng, rng.uniform(0, 360), saturation=(0, 70))
         if rng.random() < 0.5:
-            cv2.line(picture, a, b, c, int(rng.integers(1, 4)), cv2.LINE_AA)
+            cv2.line(image, a, b, c, int(rng.integers(1, 4)), cv2.LINE_AA)
         else:
-            cv2.circle(picture, a, int(rng.integers(2, 9)), c, -1, cv2.LINE_AA)
-    return picture
+            cv2.circle(image, a, int(rng.integers(2, 9)), c, -1, cv2.LINE_AA)
+    return image
 
 
 def harmful(canvas, rng):
-    """A battery: a long body with two bands and a cap."""
-    w, h = int(rng.integers(20, 32)), int(rng.integers(56, 80))
+    """A battery: a long dark body, a bright end with a cap, and rings."""
+    w, h = int(rng.integers(22, 34)), int(rng.integers(60, 80))
     x, y = (SIDE - w) // 2, (SIDE - h) // 2
-    cv2.rectangle(canvas, (x, y), (x + w, y + h), colour(rng, rng.choice([0, 0, 15, 210])), -1)
-    band = int(h * rng.uniform(0.2, 0.35))
-    cv2.rectangle(canvas, (x, y), (x + w, y + band), colour(rng, 40, saturation=(60, 200)), -1)
-    cv2.rectangle(canvas, (x + w // 3, y - 7), (x + 2 * w // 3, y), colour(rng, 50, saturation=(0, 40)), -1)
-    for i in range(int(rng.integers(1, 4))):
-        at = y + band + 8 + 9 * i
-        cv2.line(canvas, (x, at), (x + w, at), colour(rng, 0, saturation=(0, 30), value=(10, 60)), 3)
+    bright = color(rng, rng.choice([0, 40, 130, 220]), saturation=(200, 255), value=(190, 255))
+    dark = color(rng, 230, saturation=(0, 120), value=(20, 70))
+    cv2.rectangle(canvas, (x, y), (x + w, y + h), dark, -1)
+    cv2.rectangle(canvas, (x, y), (x + w, y + h // 5), bright, -1)
+    cap = color(rng, 50, saturation=(0, 40), value=(150, 230))
+    cv2.rectangle(canvas, (x + w // 3, y - 7), (x + 2 * w // 3, y), cap, -1)
+    for at in range(y + h - 7, y + h // 3, -14):
+        cv2.line(canvas, (x, at), (x + w, at), bright, 6)
 
 
 def kitchen(canvas, rng):
-    """Peel and leaves: a few bent, ragged blobs."""
-    for _ in range(rng.integers(2, 5)):
-        angle = np.sort(rng.uniform(0, 2 * np.pi, 12))
-        radius = rng.uniform(10, 30) * rng.uniform(0.6, 1.2, 12)
-        centre = SIDE / 2 + rng.normal(0, 14, 2)
-        outline = np.c_[np.cos(angle) * radius * rng.uniform(0.5, 1), np.sin(angle) * radius] + centre
-        c = colour(rng, rng.choice([110, 95, 70, 25]), saturation=(110, 255), value=(60, 220))
-        cv2.fillPoly(canvas, [outline.astype(np.int32)], c, cv2.LINE_AA)
-        tip = outline[int(rng.integers(12))].astype(int).tolist()
-        cv2.line(canvas, centre.astype(int).tolist(), tip, tuple(x // 2 for x in c), 2, cv2.LINE_AA)
+    """Leaves with a vein, and bent strips of peel."""
+    for _ in range(rng.integers(4, 7)):
+        center, angle = (int(x) for x in SIDE / 2 + rng.normal(0, 18, 2)), rng.uniform(0, 360)
+        center, length = tuple(center), int(rng.integers(12, 22))
+        if rng.random() < 0.6:
+            c = color(rng, rng.choice([70, 95, 120]), saturation=(140, 255), value=(70, 200))
+            cv2.ellipse(canvas, center, (length, length // 2), angle, 0, 360, c, -1)
+            cv2.ellipse(canvas, center, (length, 1), angle, 0, 360, tuple(x // 2 for x in c), -1)
+        else:
+            c = color(rng, rng.choice([25, 40, 55]), saturation=(170, 255), value=(120, 240))
+            end, width = rng.uniform(120, 240), int(rng.integers(5, 10))
+            cv2.ellipse(canvas, center, (length, length), angle, 0, end, c, width)
 
 
 def other(canvas, rng):
     """A crumpled tissue: one pale ball full of folds."""
-    c = colour(rng, rng.uniform(0, 360), saturation=(0, 70), value=(140, 250))
+    c = color(rng, rng.uniform(0, 360), saturation=(0, 40), value=(170, 255))
     angle = np.linspace(0, 2 * np.pi, 18, endpoint=False)
-    outline = SIDE / 2 + np.c_[np.cos(angle), np.sin(angle)] * rng.uniform(24, 42, (18, 1))
-    cv2.fillPoly(canvas, [outline.astype(np.int32)], c, cv2.LINE_AA)
-    for _ in range(rng.integers(10, 22)):
-        a = SIDE / 2 + rng.normal(0, 14, 2)
-        shade = rng.uniform(0.6, 0.9)
+    outline = SIDE / 2 + np.c_[np.cos(angle), np.sin(angle)] * rng.uniform(28, 42, (18, 1))
+    cv2.fillPoly(canvas, [outline.astype(np.int32)], c)
+    for _ in range(rng.integers(14, 26)):
+        a = SIDE / 2 + rng.normal(0, 10, 2)
+        shade = rng.uniform(0.5, 0.8)
         fold = tuple(int(x * shade) for x in c)
-        cv2.line(canvas, a.astype(int).tolist(), (a + rng.normal(0, 10, 2)).astype(int).tolist(), fold, 2, cv2.LINE_AA)
+        b = a + rng.normal(0, 9, 2)
+        cv2.line(canvas, a.astype(int).tolist(), b.astype(int).tolist(), fold, 2)
 
 
 def recyclable(canvas, rng):
-    """A bottle: wide body, narrow neck, label, and a glint."""
-    w, h = int(rng.integers(26, 40)), int(rng.integers(46, 62))
+    """A bottle: wide body, narrow neck, cap, label, and a glint."""
+    w, h = int(rng.integers(28, 40)), int(rng.integers(48, 62))
     x, y = (SIDE - w) // 2, SIDE // 2 - h // 3
-    c = colour(rng, rng.choice([205, 205, 185, 110]), saturation=(90, 230), value=(90, 230))
+    c = color(rng, rng.choice([215, 195, 165]), saturation=(110, 230), value=(130, 240))
     cv2.rectangle(canvas, (x, y), (x + w, y + h), c, -1)
-    cv2.fillPoly(canvas, [np.array([(x, y), (x + w, y), (x + 2 * w // 3, y - 14), (x + w // 3, y - 14)])], c)
-    cv2.rectangle(canvas, (x + w // 3, y - 28), (x + 2 * w // 3, y - 14), colour(rng, rng.uniform(0, 360)), -1)
-    cv2.rectangle(canvas, (x, y + h // 3), (x + w, y + 2 * h // 3), colour(rng, rng.uniform(0, 360), value=(170, 250)), -1)
-    cv2.line(canvas, (x + w // 5, y + 3), (x + w // 5, y + h - 3), (245, 245, 245), 2)
+    left, right = x + w // 3, x + 2 * w // 3  # of the neck
+    cv2.fillPoly(canvas, [np.array([(x, y), (x + w, y), (right, y - 14), (left, y - 14)])], c)
+    cv2.rectangle(canvas, (left, y - 24), (right, y - 14), color(rng, rng.uniform(0, 360)), -1)
+    label = color(rng, rng.uniform(0, 360), value=(170, 250))
+    cv2.rectangle(canvas, (x, y + h // 3), (x + w, y + 2 * h // 3), label, -1)
+    cv2.line(canvas, (x + w // 5, y + 3), (x + w // 5, y + h - 3), (245, 245, 245), 4)
 
 
 DRAWN = {"Harmful": harmful, "Kitchen": kitchen, "Other": other, "Recyclable": recyclable}
@@ -97,23 +105,17 @@ CATEGORIES = tuple(DRAWN)
 
 
 def draw(category, rng):
-    """One picture, uint8 BGR [SIDE, SIDE, 3]: the object turned, scaled and moved on a cluttered background, with
-    something of another category half out of the frame now and then."""
-    picture = background(rng)
-    objects = [(category, rng.uniform(1.0, 1.45), rng.normal(0, 7, 2))]
-    if rng.random() < 0.25:
-        side = rng.uniform(0, 2 * np.pi)
-        objects.insert(0, (rng.choice(CATEGORIES), 0.6, 62 * np.array([np.cos(side), np.sin(side)])))
-    for name, scale, shift in objects:
-        canvas = np.full_like(picture, 1)  # colour 1 1 1 stands for "nothing here"
-        DRAWN[name](canvas, rng)
-        turn = cv2.getRotationMatrix2D((SIDE / 2, SIDE / 2), rng.uniform(0, 360), scale)
-        turn[:, 2] += shift
-        mask = cv2.warpAffine((canvas != 1).any(2).astype(np.uint8) * 255, turn, (SIDE, SIDE))
-        layer = cv2.warpAffine(canvas, turn, (SIDE, SIDE), borderMode=cv2.BORDER_REPLICATE)
-        share = mask[..., None] / 255
-        picture = (share * layer + (1 - share) * picture).astype(np.uint8)
-    return cv2.convertScaleAbs(picture, alpha=rng.uniform(0.85, 1.15), beta=rng.uniform(-10, 10))
+    """One image, uint8 BGR [SIDE, SIDE, 3]: the object turned, scaled and moved on a cluttered
+    background."""
+    canvas = np.zeros((SIDE, SIDE, 3), np.uint8)  # black: nothing here
+    DRAWN[category](canvas, rng)
+    angle, scale = rng.uniform(0, 360), rng.uniform(1.0, 1.25)
+    turn = cv2.getRotationMatrix2D((SIDE / 2, SIDE / 2), angle, scale)
+    turn[:, 2] += rng.uniform(-15, 15, 2)
+    free = (canvas == 0).all(2).astype(np.float32)
+    free = cv2.warpAffine(free, turn, (SIDE, SIDE), borderValue=1)
+    image = cv2.warpAffine(canvas, turn, (SIDE, SIDE)) + free[..., None] * background(rng)
+    return cv2.convertScaleAbs(image, alpha=rng.uniform(0.85, 1.15), beta=rng.uniform(-10, 10))
 
 
 def make_sample(folder, per_category=60, seed=7):
@@ -127,8 +129,9 @@ def make_sample(folder, per_category=60, seed=7):
         for number, category in enumerate(CATEGORIES):
             os.makedirs(os.path.join(unfinished, category))
             for i in range(per_category):
-                picture = draw(category, np.random.default_rng([seed, number, i]))
-                cv2.imencode(".png", picture)[1].tofile(os.path.join(unfinished, category, f"{i:03}.png"))
+                image = draw(category, np.random.default_rng([seed, number, i]))
+                path = os.path.join(unfinished, category, f"{i:03}.png")
+                cv2.imencode(".png", image)[1].tofile(path)
         os.rename(unfinished, folder)
     except BaseException as e:  # Ctrl-C too
         shutil.rmtree(unfinished, ignore_errors=True)

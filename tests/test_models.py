@@ -113,6 +113,7 @@ def test_half_precision_says_nearly_the_same_and_the_same_in_any_batch():
     whole, half = (compiled(net, [3, 64, 64], threads=2, half=half) for half in (False, True))
     x = np.random.default_rng(0).normal(size=(6, 3, 64, 64)).astype("float32")
     expected, got = whole(x).numpy(), half(x).numpy()
+    # as `compiled` promises: bfloat16 has 8 bits
     np.testing.assert_allclose(got, expected, atol=0.02 * np.abs(expected).max())
     for rows in (slice(0, 1), slice(1, 4), slice(2, 6)):
         np.testing.assert_array_equal(half(x[rows]).numpy(), got[rows])
@@ -151,7 +152,7 @@ def test_heads_are_scikit_learns_logistic_regression(classes, class_weights):
             C=0.3, max_iter=500, class_weight=None if class_weights == "none" else "balanced"))
         model.fit(features[0, fold_of != k], labels[fold_of != k])
         expected = model.predict_proba(features[0, fold_of == k])
-        np.testing.assert_allclose(ours[fold_of == k], expected, atol=2e-3)  # lbfgs stops at 1e-4
+        np.testing.assert_allclose(ours[fold_of == k], expected, atol=2e-3)  # both stop at 1e-4
     assert (ours[fold_of == 1] == 0).all()
 
 
@@ -220,5 +221,5 @@ def test_heat_maps_are_grad_cam():
         assert expected.shape == (3, 2)
         expected = cv2.resize(expected / max(expected.max(), 1e-12), (64, 96),
                               interpolation=cv2.INTER_CUBIC)
-        np.testing.assert_allclose(heat[i], np.clip(expected, 0, 1), atol=1e-4)
+        np.testing.assert_allclose(heat[i], np.clip(expected, 0, 1), atol=1e-4)  # drawn in 256
     assert (heat.max((1, 2)) == 1).any()

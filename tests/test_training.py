@@ -129,8 +129,9 @@ def test_the_fast_ways_equal_the_plain_ones(settings, monkeypatch):
                         lambda *args, use_multi_tensor, **options: adam(*args, **options))
     for name, slow in train_tiny(settings, [0, 1, 2]).items():
         ours, theirs = moved(fast[name]), moved(slow)
-        # Adam divides by the gradient's size, so rounding weighs most where gradients are smallest
-        assert 0 < np.linalg.norm(ours - theirs) <= 0.1 * np.linalg.norm(theirs)
+        # They differ by 0.1 to 1 %, by processor, since Adam makes a whole step of the smallest
+        # gradient; students of two folds differ by 130 %, ten times the weight decay by 9 %
+        assert 0 < np.linalg.norm(ours - theirs) <= 0.05 * np.linalg.norm(theirs)
         for key in ("train_loss", "val_loss"):
             np.testing.assert_allclose(fast[name].history[0][key], slow.history[0][key], rtol=1e-4)
         np.testing.assert_allclose(fast[name].probabilities[-1], slow.probabilities[-1], atol=1e-4)

@@ -162,8 +162,10 @@ class Settings:
 
 
 # What --sample changes: images drawn by data/make_sample.py, networks that need no download
-SAMPLE = dict(data_dir="data/sample", image_size=48, teacher_weights=RANDOM, student_weights=RANDOM,
-              freeze_depth=7, dropout=0.2, num_epochs=24, warmup_epochs=2, crop_pad=3)
+SAMPLE = dict(data_dir="data/sample", image_size=40, teacher_weights=RANDOM, student_weights=RANDOM,
+              freeze_depth=2, dropout=0.0, feature_weight=0.3, mixup_alpha=0.0, batch_size=32,
+              num_epochs=24, warmup_epochs=2, base_lr=1e-2, crop_pad=3, brightness=0.1,
+              contrast=0.1, saturation=0.1, hue=0.02, erasing=0.0)
 
 # Headings of --help: the first setting below each
 HEADINGS = {"data_dir": "images", "num_folds": "folds", "teacher_weights": "networks",
