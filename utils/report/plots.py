@@ -4,6 +4,7 @@ import os
 import sys
 import warnings
 
+import cv2
 import matplotlib
 import numpy as np
 from matplotlib import font_manager
@@ -122,22 +123,24 @@ def plot_text(text, path):
 
 
 def contact_sheet(images, titles, path, show=False):
-    """Draw images with titles into a PNG file; returns it as uint8 RGB [H, W, 3].
+    """Draw square images with titles into a PNG file; returns it as uint8 RGB [H, W, 3].
 
     Each line of a title is shortened to the width of its image. show: open a window too; without a
     display, one line says where the file is.
     """
-    columns = min(5, len(images))
-    rows = math.ceil(len(images) / columns)
-    lines = max(title.count("\n") for title in titles) + 1
-    fig = Figure(figsize=(2.1 * columns, (2.2 + 0.2 * lines) * rows), layout="constrained")
-    axes = fig.subplots(rows, columns, squeeze=False)
-    for ax in axes.flat:
-        ax.axis("off")
-    for ax, image, title in zip(axes.flat, images, titles):
-        ax.imshow(image)
-        ax.set_title("\n".join(shorten(printable(line), 28) for line in title.split("\n")),
-                     fontsize=9)
+    columns, side, gap = min(5, len(images)), 200, 10
+    rows, lines = math.ceil(len(images) / columns), max(t.count("\n") for t in titles) + 1
+    height, width = side + 16 * lines + gap, side + gap
+    canvas = np.full((rows * height, columns * width, 3), 255, np.uint8)
+    fig = Figure(figsize=(canvas.shape[1] / 100, canvas.shape[0] / 100), dpi=100)
+    for n, (image, title) in enumerate(zip(images, titles)):
+        bottom, left = (n // columns + 1) * height, n % columns * width
+        canvas[bottom - side:bottom, left:left + side] = cv2.resize(
+            np.ascontiguousarray(image), (side, side), interpolation=cv2.INTER_AREA)
+        title = "\n".join(shorten(printable(line), 28) for line in title.split("\n"))
+        fig.text((left + side / 2) / canvas.shape[1], 1 - (bottom - side - 2) / canvas.shape[0],
+                 title, ha="center", va="bottom", fontsize=9)
+    fig.figimage(canvas)
     fig.savefig(path, dpi=100)
     sheet = read_image(path)
     if show:
