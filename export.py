@@ -1,42 +1,43 @@
 """Export trained students as a network for other programs: Paddle Inference or ONNX.
 
-    python export.py --model_path models_saved/best_model_fold0.pdparams      # writes exported/
+    python export.py                              # models_saved/final_model.pdparams to exported/
+    python export.py --format onnx int8
     python export.py --model_path models_saved/best_model_fold*.pdparams --pixels
-    python export.py --model_path models_saved/best_model_fold0.pdparams --format onnx int8
     python inference.py --model_path exported/model.onnx --image_path photo.jpg
 
 Several students become one network: their frozen blocks run once, and the mean of their calibrated
 logits gives the probabilities. about.json beside the network describes input and output. An export
 is compared with the students on real images before it is kept. int8, a quarter of the size, is
-never exactly the same: its accuracy is measured on the validation images of its student. ONNX needs
-requirements-export.txt. Needs no GPU.
+never exactly the same: its accuracy is compared on the validation images of its student, of the
+final model on its training images. ONNX needs requirements-export.txt. Needs no GPU.
 """
-import argparse
+import contextlib
 import logging
 import os
 import tempfile
 
-from utils.command import run_command
+from utils.command import Parser, run_command
 from utils.errors import InputError
-from utils.files import check_new, quoted, write_json
+from utils.files import check_new, here, quoted, write_json
+from utils.settings import FINAL_MODEL
 
 FORMATS = {"paddle": "model.pdiparams", "onnx": "model.onnx", "int8": "model.int8.onnx"}
 COMPARED = 64  # images; as many others set the ranges of int8
 TOLERANCE = 1e-4  # of a probability
 ONNX_NEEDS = ("--format: {}; ONNX needs Paddle 3, Python 3.12 or older (paddle2onnx has no newer "
-              "build), and pip install -r requirements-export.txt; or use --format paddle")
+              "build), and pip install -r {}; or use --format paddle")
 
 
 def parse(argv=None):
-    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(__doc__)
     group = parser.add_argument_group("students")
-    group.add_argument("--model_path", nargs="+", required=True, metavar="FILE",
-                       help=".pdparams files of main.py")
-    group.add_argument("--image_path", metavar="PATH",
+    group.add_argument("--model_path", nargs="+", metavar="FILE", default=[FINAL_MODEL],
+                       help=".pdparams files of main.py, or their folder (default: "
+                            f"{FINAL_MODEL})")
+    group.add_argument("--image_path", nargs="+", metavar="PATH",
                        help="images to compare predictions on (default: those of the training)")
     group = parser.add_argument_group("export")
-    group.add_argument("--output", default="exported", metavar="FOLDER",
+    group.add_argument("--output", default="exported", metavar="FOLDER", type=os.path.expanduser,
                        help="a new folder (default: exported)")
     group.add_argument("--format", nargs="+", choices=FORMATS, default=["paddle", "onnx"],
                        help="int8: quantized ONNX, smaller and slightly less accurate "
@@ -60,8 +61,8 @@ from models.student_model import Ensemble, freeze
 from utils import CORES, processor
 from utils.engine import choose_device, network_file
 from utils.predict import (
-    expand,
     find_images,
+    find_weights,
     load_export,
     load_model,
     load_students,
@@ -76,7 +77,7 @@ from utils.weights import EXPORTS
 
 def main(argv=None):
     args = parse(argv)
-    model_paths, formats = expand(args.model_path), [*dict.fromkeys(args.format)]  # each once
+    model_paths, formats = find_weights(args.model_path), [*dict.fromkeys(args.format)]  # each once
     for path in model_paths:
         if path.endswith(EXPORTS):
             raise InputError(f"--model_path {path}: is an export already; name the .pdparams files "
@@ -89,7 +90,7 @@ def main(argv=None):
     validation = validation_images(about) if "int8" in formats else None
 
     size = about["image_size"]
-    source = args.image_path or about.get("settings", {}).get("data_dir", "?")
+    source = args.image_path or [about.get("settings", {}).get("data_dir", "?")]
     images = some_images(source, size, 2 * COMPARED)
     images, others = images[::2], images[1::2] or images
     with paddle.no_grad():  # what the export must predict: each student as it was trained
@@ -121,7 +122,8 @@ def main(argv=None):
         for name in formats:
             compare(name, os.path.join(folder, FORMATS[name]), prepare(images), expected)
         if "int8" in formats:
-            evaluate_int8(os.path.join(folder, FORMATS["int8"]), model_paths[0], *validation)
+            evaluate_int8(os.path.join(folder, FORMATS["int8"]), model_paths[0], *validation,
+                          "validation" if about["fold"] is not None else "training")
         if "onnx" not in formats and "int8" in formats:  # int8 was made from it
             os.remove(prefix + ".onnx")
         if "paddle" not in formats:  # ONNX was made from it
@@ -129,23 +131,29 @@ def main(argv=None):
             os.remove(prefix + ".pdiparams")
         os.rename(folder, args.output)
     model = quoted(os.path.join(args.output, FORMATS[formats[0]]))
-    print(f"to use it: python inference.py --model_path {model} --image_path IMAGE")
+    print(f"to use it: python {here('inference.py')} --model_path {model} --image_path IMAGE")
 
 
-def some_images(path, size, count):
-    """At most `count` preprocessed images from `path`, evenly spread. Raises InputError if none."""
-    files = find_images(path, recursive=True)[0] if os.path.lexists(path) else []
+def some_images(source, size, count):
+    """At most `count` preprocessed images from the paths in `source`, evenly spread.
+
+    Raises InputError if there is none.
+    """
+    files = []
+    with contextlib.suppress(InputError):
+        files = find_images(source, recursive=True)[0]
     chosen = np.unique(np.linspace(0, len(files) - 1, count).round().astype(int)) if files else []
     images = [image for image, _ in read_images([files[i] for i in chosen], size)
               if image is not None]
     if not images:
-        raise InputError(f"no image in {path} to compare predictions on; name some with "
-                         "--image_path")
+        raise InputError(f"no image in {' '.join(source)} to compare predictions on; name some "
+                         "with --image_path")
     return images
 
 
 def validation_images(about):
-    """(paths, labels int64 [N]) of the images on which one student was validated.
+    """(paths, labels int64 [N]) of the images on which one student was validated; for the final
+    model, which has none, of all.
 
     Raises InputError if the run does not tell, or if images are missing.
     """
@@ -153,7 +161,7 @@ def validation_images(about):
     try:
         settings = about["settings"]
         table = read_csv(os.path.join(settings["log_dir"], about["run"], "folds.csv"))
-        rows = [row for row in table if row["fold"] == str(about["fold"])]
+        rows = [row for row in table if about["fold"] in (None, int(row["fold"]))]
         paths = [os.path.join(settings["data_dir"], row["path"]) for row in rows]
         labels = np.array([about["categories"].index(row["label"]) for row in rows])
     except (OSError, KeyError, ValueError) as e:
@@ -180,7 +188,7 @@ def write_onnx(prefix):
     try:
         import paddle2onnx
     except (ImportError, ValueError) as e:  # ValueError: with Paddle 2
-        raise InputError(ONNX_NEEDS.format(e)) from e
+        raise InputError(ONNX_NEEDS.format(e, here('requirements-export.txt'))) from e
     paddle2onnx.export(network_file(prefix), prefix + ".pdiparams", prefix + ".onnx",
                        opset_version=17, optimize_tool="None", verbose=False)
 
@@ -193,7 +201,7 @@ def write_int8(prefix, x):
         from onnxruntime import quantization
         from onnxruntime.quantization.shape_inference import quant_pre_process
     except ImportError as e:
-        raise InputError(ONNX_NEEDS.format(e)) from e
+        raise InputError(ONNX_NEEDS.format(e, here('requirements-export.txt'))) from e
     logging.disable(logging.WARNING)  # one line per channel
     onnxruntime.set_default_logger_severity(3)
 
@@ -229,8 +237,8 @@ def compare(name, path, x, expected):
                          f"{difference:.1e}; not kept")
 
 
-def evaluate_int8(export_path, weights_path, paths, labels):
-    """Print the accuracy of an int8 export beside its student's, on the validation images."""
+def evaluate_int8(export_path, weights_path, paths, labels, kind):
+    """Print the accuracy of an int8 export beside its student's, on images of validation_images."""
     def right(model_path):
         predicted = [p for _, p, _, _ in predict_files(paths, load_model([model_path]))]
         if any(p is None for p in predicted):
@@ -238,7 +246,7 @@ def evaluate_int8(export_path, weights_path, paths, labels):
                              "be read")
         return np.argmax(predicted, 1) == labels
     as_int8, as_float = right(export_path), right(weights_path)
-    print(f"on its {len(labels)} validation images: accuracy {as_float.mean():.4f}, as int8 "
+    print(f"on its {len(labels)} {kind} images: accuracy {as_float.mean():.4f}, as int8 "
           f"{as_int8.mean():.4f} ({(as_int8 & ~as_float).sum()} gained, "
           f"{(as_float & ~as_int8).sum()} lost)")
 

@@ -10,7 +10,8 @@ A frozen ImageNet ResNet50 is the teacher; each fold has a linear head of it, fi
 folds. K MobileNetV2 students train side by side on the same stream of batches, student k on
 everything but fold k. They learn from the true labels and from the teacher: its features
 (--feature_weight) and, with --alpha below 1, its soft labels. In the report each image is scored
-once, by the student that did not train on it. notebooks/method.ipynb shows the same step by step.
+once, by the student that did not train on it. One more student, the final model, learns beside them
+from all images: it is the one to use. notebooks/method.ipynb shows the same step by step.
 """
 from utils.command import run_command
 from utils.settings import parse
@@ -26,7 +27,8 @@ from utils.images.dataset import load_images
 from utils.images.duplicates import find_groups
 from utils.run.log import print_images
 from utils.run.run import Run
-from utils.teacher import check_teacher, extract_features, fit_heads, load_teacher
+from utils.store import open_store
+from utils.teacher import check_augmented, check_teacher, extract_features, fit_heads, load_teacher
 from utils.train_utils import (
     build_student,
     evaluate,
@@ -49,41 +51,45 @@ def main(argv=None):
         run.begin(images, fold_of, groups)
 
         teacher = load_teacher(run.teacher_weights, settings, threads)
+        store = open_store(teacher, images, run)  # of --stored_augmentations, else None
         if run.resuming:
             heads, teacher_probs = run.saved_heads
         else:
-            features = extract_features(teacher, images, settings, threads)
+            features = extract_features(teacher, images, settings, threads, store)
             heads = fit_heads(features, images.labels, fold_of, settings, threads)
             teacher_probs = predict_out_of_fold(features[0], heads, fold_of)
+            run.notes = check_augmented(teacher, features, heads, images, fold_of, settings)
             run.save_heads(heads, teacher_probs)
             del features
         check_teacher(teacher_probs, images, fold_of, settings)
 
-        def build(settings, name):
-            return [build_student(k, images.labels, fold_of, heads[k], settings,
-                                  run.student_weights, name) for k in settings.trained_folds]
-        students = build(settings, "fold")
+        def build(k, settings, name=None):
+            return build_student(k, images.labels, fold_of, heads[k], settings,
+                                 run.student_weights, name)
+        students = [build(k, settings) for k in settings.held_out]  # the last: the final model
         if settings.control:  # the same students without the teacher
-            students += build(settings.without_teacher(), "control")
+            students += [build(k, settings.without_teacher(), f"control{k}")
+                         for k in settings.trained_folds]
         stem = frozen_stem(students, settings, threads)
 
         run.start(students)  # or continue from a checkpoint
-        train(students, images, fold_of, teacher, stem, run)
+        train(students, images, fold_of, teacher, stem, run, store)
         run.finish(students, teacher_probs)
 
 
-def train(students, images, fold_of, teacher, stem, run):
+def train(students, images, fold_of, teacher, stem, run, store=None):
     """Train the students side by side until each has stopped; `run` logs and saves.
 
     fold_of: int64 [N]; teacher: x -> features [B, 2048]; stem: x -> maps [B, C, H, W]; run: a Run,
-    or anything with its settings, threads, epoch, step, after_step and after_epoch. The loss is
-    student_loss in utils/train_utils.py.
+    or anything with its settings, threads, epoch, step, after_step and after_epoch; store: what
+    both networks have computed ahead (utils/store.py). The loss is student_loss in
+    utils/train_utils.py.
     """
     settings, threads = run.settings, run.threads
     with student_threads(threads) as pool:
         for epoch in range(run.epoch, settings.num_epochs):
             active = [s for s in students if not s.stopped]
-            if not active:
+            if all(s.is_final for s in active):
                 break
             own = [s for s in active if s.rank == world.rank]  # all, if this is the only process
             uses_teacher = any(s.settings.has_teacher for s in active)
@@ -91,15 +97,15 @@ def train(students, images, fold_of, teacher, stem, run):
             first_step = run.step if epoch == run.epoch else 0  # of a resumed run
 
             for batch in train_batches(images, fold_of, order, settings, epoch, first_step,
-                                       threads):
+                                       threads, store):
                 # The frozen networks see the same mixed images, once for all students
-                features = world.all_gather(teacher(batch.x), len(batch)) if uses_teacher else None
-                maps = world.all_gather(stem(batch.x), len(batch))
+                features = batch.outputs("features", teacher) if uses_teacher else None
+                maps = batch.outputs("maps", stem)
                 list(pool.map(lambda s: train_step(s, batch, features, maps), own))
                 run.after_step(epoch, batch.step + 1)
 
-            probabilities = evaluate(own, stem, images, settings, threads)
-            finish_epoch(active, probabilities, images, fold_of, order, epoch)
+            probabilities = evaluate(own, stem, images, settings, threads, store)
+            finish_epoch(students, probabilities, images, fold_of, order, epoch)
             run.after_epoch(epoch, active)
 
 

@@ -1,6 +1,6 @@
 """Classify images over HTTP: a web page for people, JSON for programs.
 
-    python serve.py --model_path models_saved/best_model_fold*.pdparams    # http://127.0.0.1:8000
+    python serve.py              # models_saved/final_model.pdparams on http://127.0.0.1:8000
     curl -F images=@photo.jpg http://127.0.0.1:8000/predict                # JSON
 
 The API is described in /openapi.json; /docs shows it as a page, which loads its style from the
@@ -10,7 +10,6 @@ reason; too many at a time get 503. Ctrl-C finishes the accepted requests first.
 can reach the service unless --host says otherwise. It has no passwords and no encryption: put a web
 server that has them in front. Needs requirements-serve.txt; no GPU.
 """
-import argparse
 import asyncio
 import base64
 import contextlib
@@ -23,8 +22,10 @@ import threading
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
 
-from utils.command import run_command
+from utils.command import Parser, run_command
 from utils.errors import InputError
+from utils.files import here
+from utils.settings import FINAL_MODEL
 
 PAGE = os.path.join(os.path.dirname(os.path.abspath(__file__)), "serve.html")
 MAX_BYTES, MAX_IMAGES, MAX_SECONDS = 32 * 2**20, 16, 30  # of one request
@@ -35,12 +36,11 @@ BUSY = "too many requests; try again later"
 
 
 def parse(argv=None):
-    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(__doc__)
     group = parser.add_argument_group("model")
-    group.add_argument("--model_path", nargs="+", required=True, metavar="FILE",
+    group.add_argument("--model_path", nargs="+", metavar="FILE", default=[FINAL_MODEL],
                        help=".pdparams files of main.py, or one file of export.py (without heat "
-                            "maps)")
+                            f"maps); or their folder (default: {FINAL_MODEL})")
     group.add_argument("--min_confidence", type=float, default=0.0, metavar="X",
                        help="predict 'unsure' below this confidence, 0 to 1 (default: 0)")
     group = parser.add_argument_group("address")
@@ -64,12 +64,12 @@ try:
     from fastapi import FastAPI, File, HTTPException, UploadFile
     from fastapi.responses import FileResponse, JSONResponse
 except ImportError as e:
-    sys.exit(f"error: {e}; pip install -r requirements-serve.txt")
+    sys.exit(f"error: {e}; pip install -r {here('requirements-serve.txt')}")
 
 from utils import CORES
 from utils.engine import choose_device
 from utils.images.read import UnreadableImage, decode_image
-from utils.predict import check_threshold, expand, load_model
+from utils.predict import check_threshold, find_weights, load_model
 from utils.transforms import preprocess
 
 
@@ -165,7 +165,7 @@ def build_app(model_paths, min_confidence=0.0):
     check_threshold(min_confidence, categories)
     identity = {"files": [os.path.basename(p) for p in model_paths], "run": model.about.get("run"),
                 "categories": categories, "image_size": size,
-                "heat_maps": model.explain is not None}
+                "min_confidence": min_confidence, "heat_maps": model.explain is not None}
     batches = Batches(model.predict)
     # Few at a time: reading an image of 120 million pixels takes 700 MB, even from a file of 15 kB
     reading, drawing = ThreadPoolExecutor(min(2, CORES)), ThreadPoolExecutor(1)
@@ -241,9 +241,19 @@ def listen(host, port):
     return listening
 
 
+def own_address(family):
+    """This machine's address in its network, or None."""
+    try:
+        with socket.socket(family, socket.SOCK_DGRAM) as s:  # nothing is sent to that address
+            s.connect(("2001:db8::1" if family == socket.AF_INET6 else "192.0.2.1", 9))
+            return s.getsockname()[0]
+    except OSError:
+        return None
+
+
 def main(argv=None):
     args = parse(argv)
-    paths = expand(args.model_path)
+    paths = find_weights(args.model_path)
     choose_device("cpu")
     logging.getLogger("asyncio").setLevel(logging.CRITICAL)  # out of files it logs 1 MB a second
     # h11 without WebSockets: what class Server relies on, whatever else is installed
@@ -251,10 +261,16 @@ def main(argv=None):
                             log_level="warning", timeout_keep_alive=KEEP_ALIVE,
                             timeout_graceful_shutdown=MAX_SECONDS)
     with listen(args.host, args.port) as listening:
-        local = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(args.host, args.host)
-        address = f"[{local}]" if ":" in local else local
+        def address(host):
+            port = listening.getsockname()[1]
+            return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+        everywhere = {"": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "::1"}
         print(f"{len(paths)} file{'s' * (len(paths) > 1)}; open "
-              f"http://{address}:{listening.getsockname()[1]} (Ctrl-C ends it)")
+              f"{address(everywhere.get(args.host, args.host))} (Ctrl-C ends it)")
+        if args.host in everywhere:
+            print("on a phone in the same network: "
+                  + (address(own) if (own := own_address(listening.family)) else
+                     "the address of this machine, which was not found"))
         with contextlib.suppress(KeyboardInterrupt):  # uvicorn raises it again after shutting down
             Server(config).run([listening])
 

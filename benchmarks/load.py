@@ -4,7 +4,7 @@
         --image_path data/sample                                                  # to try it
     python benchmarks/load.py --model_path FILE --image_path trashnet --seconds 10
 
-The second command gave the figures of docs/measurements.md. Starts the service; each client, on the
+The second command gave the figures of docs/results.md. Starts the service; each client, on the
 same machine, sends one image after another. Needs requirements-dev.txt.
 """
 import argparse

@@ -27,7 +27,7 @@ from PIL import Image
 
 from utils import engine
 from utils.data_utils import AUGMENT, mixed
-from utils.images.cache import Squares
+from utils.images.cache import Rows
 from utils.images.read import read_image
 from utils.settings import Settings
 from utils.threads import prefetch
@@ -96,7 +96,7 @@ def main():
         photo = smooth_image(rng, 384, 512)
         cv2.imencode(".jpg", photo, [cv2.IMWRITE_JPEG_QUALITY, 90])[1].tofile(jpeg)
         np.save(cache, np.stack([smooth_image(rng, side, side) for _ in range(SQUARES)]))
-        squares, order = Squares(cache), rng.permutation(SQUARES)
+        squares, order = Rows(cache), rng.permutation(SQUARES)
         crops = [np.ascontiguousarray(center_crop(squares[i], size)) for i in range(SQUARES)]
         by_pil, by_paddle = [Image.fromarray(crop) for crop in crops], paddle_transforms(s)
 

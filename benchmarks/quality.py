@@ -10,8 +10,8 @@ batches train in one pass, side by side, and cost only their tails; the others g
 own. Accuracy is out of fold and cross-fitted; each arm is compared with the first one, image by
 image, and with the control of its pass if it differs from that in the teacher alone. A finished
 pass is kept in --log_dir and not run again with the same settings, arms, images, folds and weights,
-so a killed benchmark continues with the next pass; after a change of the code choose another
---log_dir. Figures: docs/measurements.md.
+and within a pass a checkpoint is kept after each epoch, so a killed benchmark continues; after a
+change of the code choose another --log_dir. Figures: docs/results.md.
 """
 import argparse
 import dataclasses
@@ -19,6 +19,7 @@ import hashlib
 import json
 import os
 import shlex
+import shutil
 import sys
 import time
 
@@ -39,6 +40,7 @@ from utils.errors import InputError
 from utils.images.dataset import find_categories, load_images
 from utils.images.duplicates import find_groups
 from utils.report.statistics import compare, cross_fitted_epochs, wilson
+from utils.run.checkpoint import checkpoints, load_checkpoint, save_checkpoint
 from utils.settings import new_settings, parse
 from utils.teacher import extract_features, fit_heads, load_teacher
 from utils.train_utils import build_student, frozen_stem
@@ -79,12 +81,19 @@ def plan(settings, wanted):
 
 
 class Progress:
-    """A stand-in for a Run in main.train: prints a line per epoch, keeps nothing."""
-    epoch = step = 0
+    """A stand-in for a Run in main.train: a line and a checkpoint per epoch.
 
-    def __init__(self, title, settings, threads, students):
+    students: {arm: [TrainState]}; a checkpoint that is already in `folder` is continued.
+    """
+    epoch, step, checkpoint = 0, 0, None
+
+    def __init__(self, title, settings, threads, students, folder):
         self.title, self.settings, self.threads = title, settings, threads
-        self.students = students  # {arm: [TrainState]}
+        self.students, self.folder = students, folder
+        self.everyone = [s for own in students.values() for s in own]
+        os.makedirs(folder, exist_ok=True)
+        if checkpoints(folder):
+            self.checkpoint, self.epoch, self.step = load_checkpoint(folder, self.everyone)
 
     def after_step(self, epoch, step):
         pass
@@ -96,6 +105,7 @@ class Progress:
         print(f"{self.title}, epoch {epoch + 1}: " + "; ".join(
             f"{arm} {np.mean([s.history[-1]['val_accuracy'] for s in own]):.4f}"
             for arm, own in self.students.items()))
+        self.checkpoint = save_checkpoint(self.folder, self.everyone, epoch + 1, 0, self.checkpoint)
 
 
 def main():
@@ -141,7 +151,7 @@ def main():
             head = head._replace(**{name: rng.uniform(-bound, bound, value.shape).astype("float32")
                                     for name, value in zip(("weight", "bias"), head)})
         student = build_student(k, images.labels, fold_of, head, arm_settings, student_weights,
-                                arm + " fold ")
+                                f"{arm} fold {k}")
         for layer in student.network.features.sublayers() if arm == FROZEN_NORM else ():
             if isinstance(layer, paddle.nn.BatchNorm2D):
                 layer._use_global_stats = True  # Paddle's argument, which its MobileNetV2 lacks
@@ -158,13 +168,13 @@ def main():
             began = time.time()
             students = {arm: [build(arm, s, k) for k in settings.trained_folds]
                         for arm, s in arms.items()}
-            everyone = [s for own in students.values() for s in own]
-            stem = frozen_stem(everyone, batches, threads)
-            train(everyone, images, fold_of, teacher, stem,
-                  Progress(f"pass {number}", batches, threads, students))
+            progress = Progress(f"pass {number}", batches, threads, students, path[:-len(".npz")])
+            stem = frozen_stem(progress.everyone, batches, threads)
+            train(progress.everyone, images, fold_of, teacher, stem, progress)
             predicted = {arm: cross_fitted(own, len(images)) for arm, own in students.items()}
             np.savez(path + ".tmp.npz", minutes=(time.time() - began) / 60, **predicted)
             os.replace(path + ".tmp.npz", path)
+            shutil.rmtree(progress.folder)
         with np.load(path) as saved:
             control = next((arm for arm in arms if "no teacher" in arm), None)
             for arm, s in arms.items():
@@ -186,7 +196,7 @@ def cross_fitted(students, n):
     """The prediction for each of n images, int [n], by the student that never saw it, at the epoch
     that the other folds chose."""
     predicted = np.full(n, -1)
-    epochs = cross_fitted_epochs([[h["val_accuracy"] for h in s.history] for s in students])
+    epochs = cross_fitted_epochs(*zip(*(s.curves for s in students)))
     for student, epoch in zip(students, epochs):
         predicted[student.images] = student.probabilities[epoch - 1].argmax(1)
     return predicted

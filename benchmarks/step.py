@@ -7,7 +7,7 @@
 Batches of 16, ResNet50, 14 blocks frozen, random weights. Blocks of real training steps are timed;
 the peers (benchmarks/peers.py) take a batch of one fold each in between, and an image costs them
 four: it is in the training set of four folds. Medians; only the ratios mean something on another
-machine. Figures: docs/measurements.md.
+machine. Figures: docs/results.md.
 """
 import argparse
 import json

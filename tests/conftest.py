@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 from models.student_model import freeze
-from utils import teacher, train_utils
+from utils import store, teacher, train_utils
 from utils.settings import RANDOM, Settings
 
 
@@ -125,3 +125,4 @@ def compiled_once(monkeypatch, known_networks):
         return known_networks[key]
     monkeypatch.setattr(train_utils, "compiled", known)
     monkeypatch.setattr(teacher, "compiled", known)
+    monkeypatch.setattr(store, "compiled", known)

@@ -26,6 +26,7 @@ class Trained:
         accuracies = [float((p.argmax(1) == labels[images]).mean()) for p in self.probabilities]
         self.history = [dict.fromkeys(COLUMNS[1:], 0.5) | {"epoch": e + 1, "val_accuracy": a}
                         for e, a in enumerate(accuracies)]
+        self.curves = accuracies, [0.5] * len(accuracies)
         self.best_epoch = int(np.argmax(accuracies)) + 1
 
 

@@ -15,7 +15,7 @@ from utils.errors import InputError
 from utils.images import cache as cache_module
 from utils.images import dataset
 from utils.images.dataset import find_categories, list_files, load_images
-from utils.images.duplicates import read_groups
+from utils.images.duplicates import find_duplicates, read_groups
 from utils.images.read import UnreadableImage, read_image
 from utils.run.log import print_images
 from utils.run.process import lock
@@ -70,6 +70,50 @@ def test_cache_follows_the_files_and_its_limit(folder, tmp_path, image):
         small.square(len(small) - 1)
 
 
+def rename(*pairs):
+    for old, new in pairs:
+        os.rename(old, new)
+
+
+def overwrite(a, b):
+    """Swap contents in place, and set the times again."""
+    times = [os.stat(f).st_mtime_ns for f in (a, b)]
+    with open(a, "r+b") as f, open(b, "r+b") as g:
+        first, second = f.read(), g.read()
+        f.seek(0), g.seek(0)
+        f.write(second), g.write(first)
+    for f, time in zip((a, b), times):
+        os.utime(f, ns=(time, time))
+
+
+@pytest.mark.parametrize("near", [True, False])
+@pytest.mark.parametrize("how", ["renamed", "folders renamed", "overwritten"])
+def test_files_of_equal_size_and_time_that_change_places_are_noticed(tmp_path, how, near):
+    if how == "overwritten" and sys.platform == "win32":
+        pytest.skip("Windows does not tell when a file was last changed")
+    a, b = (str(tmp_path / "set" / c) for c in "ab")
+    for c, gray in ((a, 60), (b, 200)):
+        for i in range(3):
+            noise = np.random.default_rng([gray, i]).integers(0, 50, (40, 40, 3), np.uint8)
+            write_image(f"{c}/{i}.bmp", noise + np.uint8(gray))
+    shutil.copy(f"{a}/0.bmp", f"{a}/1.bmp")
+    for path in (f"{c}/{i}.bmp" for c in (a, b) for i in range(3)):
+        os.utime(path, ns=(10**18, 10**18))
+    before = load(tmp_path / "set", tmp_path / "cache")
+    assert find_duplicates(before, near=near).tolist() == [[0, 1]]
+    if how == "renamed":
+        rename((f"{a}/0.bmp", f"{a}/t"), (f"{b}/0.bmp", f"{a}/0.bmp"), (f"{a}/t", f"{b}/0.bmp"))
+    elif how == "folders renamed":
+        rename((a, f"{a}t"), (b, a), (f"{a}t", b))
+    else:
+        overwrite(f"{a}/0.bmp", f"{b}/0.bmp")
+    after = load(tmp_path / "set", tmp_path / "cache")
+    assert after.paths == before.paths and after.digest() != before.digest()
+    assert after.square(0).mean() > 190 and after.square(3).mean() < 120
+    assert find_duplicates(after, near=near).tolist() == [
+        [3, 4] if how == "folders renamed" else [1, 3]]
+
+
 def test_a_read_that_failed_once_is_tried_again_by_the_next_run(folder, tmp_path, monkeypatch):
     def broken(path):
         if path.endswith("3.png"):
@@ -118,7 +162,7 @@ def test_a_disk_that_fills_while_images_are_stored_is_one_line(folder, tmp_path,
     try:
         with pytest.raises(InputError, match="image cache needs 0.00 GB .*--cache_dir"):
             load(folder, cache)
-        monkeypatch.setattr(cache_module, "_make_room", lambda *_: None)  # the disk fills later
+        monkeypatch.setattr(cache_module, "make_room", lambda *_: None)  # the disk fills later
         with pytest.raises(InputError, match="No space left on device; choose another folder with"
                                              " --cache_dir"):
             load(folder, cache)
@@ -156,18 +200,6 @@ def test_categories(folder, tmp_path):
         load(tmp_path / "nowhere", cache)
 
 
-def test_folds_cover_everything_once_and_are_stratified():
-    labels = np.repeat([0, 1, 2], [50, 23, 7])
-    fold_of = assign_folds(labels, 5, seed=1)
-    for c in range(3):
-        counts = np.bincount(fold_of[labels == c], minlength=5)
-        assert counts.sum() == (labels == c).sum() and np.ptp(counts) <= 1
-    np.testing.assert_array_equal(fold_of, assign_folds(labels, 5, seed=1))
-    assert (fold_of != assign_folds(labels, 5, seed=2)).any()
-    with pytest.raises(InputError, match=r"c \(7\)"):
-        assign_folds(labels, 8, 1, ["a", "b", "c"])
-
-
 def test_epoch_order_takes_each_image_and_ignores_which_folds_are_needed():
     settings = Settings(seed=3, batch_size=16, num_folds=5)  # 4 images per fold
     fold_of = assign_folds(np.repeat([0, 1], [31, 22]), 5, seed=0)
@@ -198,8 +230,8 @@ def test_list_files_names_folders_it_does_not_enter(folder):
 
 
 def test_a_folder_too_high_is_noticed(folder, tmp_path, capsys):
-    for part in ("train", "test"):
-        shutil.copytree(folder, tmp_path / "high" / part)
+    for place in ("north", "south"):
+        shutil.copytree(folder, tmp_path / "high" / place)
     print_images(load(folder, tmp_path / "cache"))
     assert "too high" not in capsys.readouterr().out
     print_images(load(tmp_path / "high", tmp_path / "cache"))
@@ -207,14 +239,53 @@ def test_a_folder_too_high_is_noticed(folder, tmp_path, capsys):
             "level too high") in capsys.readouterr().out
 
 
+def test_hundreds_of_files_left_out_are_counted_with_a_few_examples(folder, tmp_path, capsys):
+    for i in range(200):
+        for c in ("cans", "glass", "纸"):
+            open(os.path.join(folder, c, f"{i}.txt"), "w").close()
+    open(os.path.join(folder, "cans", "empty.jpg"), "w").close()
+    images = load(folder, tmp_path / "cache")
+    assert len(images.left_out) == 601
+    print_images(images)
+    printed = capsys.readouterr().out.split("left out, ")[1].splitlines()
+    assert printed == ["601 files; left_out.csv in the run's folder has them all:",
+                       "       1 empty file: 'cans/empty.jpg'",
+                       "     600 not an image file (by its extension): 'cans/0.txt', 'cans/1.txt', "
+                       "'cans/10.txt' and 597 more"]
+
+
 @pytest.mark.skipif(sys.platform == "darwin", reason="one name there")
 def test_accents_may_be_stored_as_letters(folder, tmp_path):
     os.rename(os.path.join(folder, "cans"), os.path.join(folder, "Mu\u0308ll"))
     assert find_categories(folder, ("M\u00fcll", "纸")) == ["Mu\u0308ll", "纸"]
+    assert find_categories(folder, exclude=("M\u00fcll",)) == sorted({*os.listdir(folder)}
+                                                                     - {"Mu\u0308ll"})
     images, groups = load(folder, tmp_path / "cache"), tmp_path / "groups.csv"
     groups.write_text("path,group\nM\u00fcll/1.png,a\nMu\u0308ll/2.png,a\n", "utf-8")
     assert [images.paths[i] for i in read_groups(str(groups), images)[0]] == [
         "Mu\u0308ll/1.png", "Mu\u0308ll/2.png"]
+
+
+@pytest.mark.parametrize("folders, options, message", [
+    ("train/a train/b val/a test/a", {}, "test, train, val look like a split .*data_dir .*train, "
+                                         "which has the categories a, b .*with --categories"),
+    ("Train2017 val2017 notes", {}, "Train2017, val2017 look like a split .*one sub-folder per"),
+    ("训练集/x 测试集/x", {}, "look like a split"),
+    ("wrap/wrap/a wrap/wrap/b", {}, "wrap would be the only .* are a, b: .*--data_dir .*wrap.wrap"),
+    ("one", {}, "at least two categories are needed; sub-folders of .*: one; looked for"),
+    ("a b c", {"exclude": ["a", "c"]}, ": a, b, c, of which .* --exclude leave: b;"),
+    ("a b", {"wanted": ["a"]}, ": a, b, of which --categories .* leave: a;"),
+    ("a b c", {"exclude": ["d"]}, "--exclude d: no such sub-folder of .*, which has a, b, c"),
+    ("train test", {"wanted": ["test", "train"]}, None),
+    ("bus train car", {}, None), ("test1 test2", {}, None), ("invalid valid", {}, None)])
+def test_sub_folders_that_are_no_categories_are_named(tmp_path, folders, options, message):
+    for name in folders.split():
+        (tmp_path / name).mkdir(parents=True, exist_ok=True)
+    if message is None:
+        assert find_categories(str(tmp_path), **options) == sorted(folders.split())
+    else:
+        with pytest.raises(InputError, match=message):
+            find_categories(str(tmp_path), **options)
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such file names")

@@ -184,6 +184,21 @@ def test_given_groups_join_found_ones(tmp_path, planted):
                             *(f"cans/0 {name}.png" for name in DUPLICATES)}
 
 
+@pytest.mark.parametrize("content", [
+    "path;group\ncans/0.png;a\nglass/1.png;a\n", "Path,Group\ncans/0.png,a\nglass/1.png,a\n",
+    "note; GROUP ;PATH\n1,5;a;cans/0.png\n2,5; a;glass/1.png\n",
+    '"Path";"Group"\r\n"cans/0.png";"a"\r\n"glass/1.png";"a"\r\n',
+    "path\tgroup\ncans/0.png\ta\nglass/1.png\ta\n",
+    "path,group,a;b\ncans/0.png,a,c;d\nglass/1.png,a,\n"])
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])
+def test_groups_files_of_spreadsheets(tmp_path, folder, load, content, encoding):
+    path = tmp_path / "groups.csv"
+    path.write_bytes(content.encode(encoding))
+    images = load()
+    (pair,) = read_groups(str(path), images)
+    assert {images.paths[i] for i in pair} == {"cans/0.png", "glass/1.png"}
+
+
 @pytest.mark.parametrize("content, message", [
     (None, "No such file"),
     (b"", "line 1: the header must have the columns path"),
@@ -218,41 +233,6 @@ def test_given_groups_may_name_images_that_are_left_out(tmp_path, folder, load):
     path.write_text("path,group\ncans/empty.png,a\ncans/.hidden/0.png,a\ncans/0.png,a\n"
                     "cans/1.png,a\nglass/1.png,a\n'=1/0.png,a\n")  # the last as in folds.csv
     assert len(read_groups(str(path), load(categories=("cans", "纸", "=1")))) == 2
-
-
-def test_folds_with_groups_are_balanced_and_split_no_group():
-    labels = np.repeat([0, 1, 2], [200, 90, 31])
-    groups = np.arange(len(labels))
-    for start in range(0, 60, 6):
-        groups[start:start + 6] = start  # ten sixes in a category
-    groups[200:230] = np.repeat(np.arange(200, 230, 2), 2)
-    groups[[230, 300]] = 230  # two labels
-    for seed in range(5):
-        fold_of = assign_folds(labels, 5, seed, groups=groups)
-        assert all(len(set(fold_of[groups == g])) == 1 for g in set(groups))
-        for c in range(3):
-            counts = np.bincount(fold_of[labels == c], minlength=5)
-            assert counts.min() > 0 and np.ptp(counts) <= 2, counts
-        assert np.ptp(np.bincount(fold_of)) <= 3
-    np.testing.assert_array_equal(fold_of, assign_folds(labels, 5, seed, groups=groups))
-    np.testing.assert_array_equal(assign_folds(labels, 5, 1),
-                                  assign_folds(labels, 5, 1, groups=np.arange(321)))
-
-
-def test_too_few_groups_and_folds_without_a_category_are_refused():
-    labels = np.repeat([0, 1], [40, 12])
-    groups = np.r_[np.arange(40), np.repeat([100, 101, 102, 103], 3)]
-    with pytest.raises(InputError, match=r"groups counted once, for 5 folds in glass \(4\)"):
-        assign_folds(labels, 5, 0, ["cans", "glass"], groups)
-    labels, groups = np.repeat([0, 1], [6, 40]), np.arange(46)
-    groups[:2], groups[10:45] = 0, 0  # two of the six cans belong to the 35 glasses
-    for seed in range(5):
-        try:
-            fold_of = assign_folds(labels, 5, seed, ["cans", "glass"], groups)
-        except InputError as e:
-            assert "a fold would have no" in str(e)
-        else:
-            assert all(len(set(labels[fold_of == k])) == 2 for k in range(5))
 
 
 @pytest.mark.parametrize("noise", [0.0, 0.2, 0.6])

@@ -2,6 +2,7 @@
 import glob
 import json
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -15,9 +16,11 @@ from scipy.special import softmax
 import inference
 from conftest import ROOT, SHORT, read_rows, run_program, write_image
 from models.student_model import Student
+from utils.engine import choose_device
 from utils.errors import InputError
 from utils.images.read import read_image
-from utils.predict import check_categories, expand, load_students
+from utils.predict import check_categories, expand, find_images, find_weights, load_students
+from utils.settings import parse
 from utils.tables import read_csv
 from utils.weights import arrays_of, save_weights, update_about
 
@@ -35,6 +38,7 @@ def test_help_and_mistyped_options_do_not_wait_for_paddle(script, options, statu
     done = run_program("-c", code, script, *options)
     assert done.returncode == status and "Traceback" not in done.stderr, done.stderr
     assert "usage: " + script in (done.stderr if status else done.stdout)
+    assert not status or "(did you mean --model_path?); --help lists" in done.stderr
 
 
 def test_inference_repeats_the_out_of_fold_predictions(sample, tmp_path):
@@ -77,14 +81,17 @@ def test_several_files_are_averaged_and_bad_images_left_out(sample, tmp_path):
     good = str(where / "sample" / "Other" / "000.png")
     write_image(str(tmp_path / "in" / "好 1.PNG"), np.full((50, 30, 3), 99, np.uint8))
     (tmp_path / "in" / "bad.jpg").write_bytes(b"no image")
-    (tmp_path / "in" / "notes.txt").write_text("notes")
+    for i in range(600):  # annotations
+        (tmp_path / "in" / f"{i}.xml").write_text("notes")
     (tmp_path / "in" / "sub").mkdir()
     done = run_program("inference.py", "--model_path", *models, "--image_path",
                        str(tmp_path / "in"), "--output", str(tmp_path / "o.json"))
-    assert done.returncode == 0 and "1 images classified, 3 files left out" in done.stderr
+    assert done.returncode == 0 and "1 images classified, 602 files left out" in done.stderr
+    assert "left out 580 more: not an image file" in done.stderr
+    assert done.stderr.count("\n") < 40 and "bad.jpg': truncated" in done.stderr
     saved = json.loads((tmp_path / "o.json").read_text("utf-8"))
     assert [os.path.basename(r["path"]) for r in saved["images"]] == ["好 1.PNG"]
-    assert len(saved["left_out"]) == 3
+    assert len(saved["left_out"]) == 602
     each = []
     for i, paths in enumerate([*([m] for m in models), models]):
         output = str(tmp_path / f"{i}.json")
@@ -93,6 +100,68 @@ def test_several_files_are_averaged_and_bad_images_left_out(sample, tmp_path):
             each.append(probabilities_of(json.load(f)["images"][0]))
     # the mean of logits is the geometric mean of probabilities
     np.testing.assert_allclose(softmax(np.log(each[:3]).mean(0)), each[3], atol=1e-4)
+
+
+def test_paths_are_patterns_folders_and_below_the_home_folder(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path))
+    for name in ("a/1.jpg", "a/2.png", "a/b/3.jpg", "c/4.jpg", "c/notes.txt",
+                 "saved/best_model_fold0.pdparams", "saved/best_model_fold1.pdparams",
+                 "saved/best_model_fold0.json", "exported/model.onnx", "exported/model.pdiparams",
+                 "exported/about.json"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+
+    def named(paths):
+        return [os.path.relpath(path, tmp_path).replace(os.sep, "/") for path in paths]
+    paths, left_out = find_images(["~/a/*.jpg", "~/c", "~/a/1.jpg", "~/a"])
+    assert named(paths) == ["a/1.jpg", "c/4.jpg", "a/2.png"]  # each once
+    assert named(path for path, _ in left_out) == ["c/notes.txt", "a/b"]
+    assert named(find_images("~/a/**/*.jpg")[0]) == ["a/1.jpg", "a/b/3.jpg"]
+    (tmp_path / "only").mkdir()
+    os.rename(tmp_path / "a", tmp_path / "only" / "a")
+    with pytest.raises(InputError, match="add --recursive to search the sub-folders, .*a"):
+        find_images("~/only")
+    assert len(find_images("~/only", recursive=True)[0]) == 3
+    assert named(find_weights(["~/saved"])) == ["saved/best_model_fold0.pdparams",
+                                                "saved/best_model_fold1.pdparams"]
+    assert named(find_weights(["~/exported"])) == ["exported/model.pdiparams"]
+    (tmp_path / "saved" / "final_model.pdparams").touch()
+    assert named(find_weights(["~/saved"])) == ["saved/final_model.pdparams"]
+    assert capsys.readouterr().err.count("is a folder, of which are taken: ") == 3
+    with pytest.raises(InputError, match="is a folder without .*; its sub-folders: a"):
+        find_weights(["~/only"])
+    assert parse(["--data_dir", "~/only", "--resume", "~/x"])[0::2] == (
+        {"data_dir": str(tmp_path / "only")}, str(tmp_path / "x"))
+
+
+def no_gpu(wanted):
+    if wanted == "gpu":
+        raise InputError("no GPU here; leave the option out")
+    return choose_device(wanted)
+
+
+def test_the_commands_of_the_original_readme(sample, tmp_path, monkeypatch, capsys):
+    """Letter for letter but for the image's path; `python main.py` has tests of its own."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(inference, "choose_device", no_gpu)
+    os.symlink(sample[0] / "saved", "models_saved")
+    os.symlink(sample[0] / "logs", "logs")
+    command = ("python inference.py --model_path models_saved/best_model_fold0.pdparams "
+               f"--image_path {shlex.quote(str(sample[0] / 'sample' / 'Other' / '000.png'))} "
+               "--categories Harmful Kitchen Other Recyclable --use_gpu --show")
+    inference.main(shlex.split(command)[2:])
+    printed = capsys.readouterr()
+    assert printed.err.count("note: --use_gpu: no GPU here; continues on the CPU\n") == 1
+    assert "000.png  " in printed.out and "1 images classified" in printed.err
+    assert glob.glob("predictions-*.png")
+    inference.main(["--image_path", str(sample[0] / "sample" / "Other" / "000.png")])
+    assert "1 images classified" in capsys.readouterr().err  # models_saved/final_model.pdparams
+    visualdl = pytest.importorskip("visualdl")
+    assert shutil.which("visualdl", path=os.path.dirname(sys.executable))  # --logdir=./logs
+    (record,) = glob.glob("./logs/*/fold0/vdlrecords*")
+    values = visualdl.LogReader(file_path=record).get_data("scalar", "val/accuracy")
+    assert [value.id for value in values] == [1, 2, 3]
 
 
 def test_students_of_several_runs_name_all_of_them(sample, tmp_path):
@@ -122,12 +191,12 @@ def test_students_of_several_runs_name_all_of_them(sample, tmp_path):
     (["--min_confidence", "nan"], "--min_confidence nan"),
     (["--image_path", "requirements.txt"],
      "--image_path requirements.txt: no image there could be classified"),
-    (["--use_gpu"], "no GPU"),
+    (["--image_path", "docs", "nowhere/*.jpg"], "--image_path nowhere/*.jpg: there is no such"),
+    (["--image_path", "utils"], "add --recursive to search the sub-folders, utils/"),
+    (["--model_path", "benchmarks"], "--model_path benchmarks: is a folder without final_model"),
     (["--explain", "docs"], "--explain docs: exists already"),
 ])
 def test_wrong_use_of_inference(sample, monkeypatch, change, message):
-    if change == ["--use_gpu"] and paddle.device.is_compiled_with_cuda():
-        pytest.skip("there may be a GPU")
     where, _ = sample
     args = {"--model_path": [str(where / "saved" / "best_model_fold0.pdparams")],
             "--image_path": [str(where / "sample" / "Other" / "000.png")]}
@@ -211,7 +280,7 @@ def test_categories_are_the_same_however_an_accent_is_stored():
 
 
 @pytest.mark.skipif(os.name == "nt", reason="signals of Unix")
-@pytest.mark.parametrize("number, status", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize("number, status", [("SIGINT", 130), ("SIGTERM", 143), ("SIGHUP", 129)])
 def test_inference_that_is_stopped_saves_what_it_has_and_says_so(number, status, sample, tmp_path):
     where, _ = sample
     (tmp_path / "many").mkdir()
@@ -223,10 +292,11 @@ def test_inference_that_is_stopped_saves_what_it_has_and_says_so(number, status,
          str(where / "saved" / "best_model_fold0.pdparams"), "--image_path", str(tmp_path / "many"),
          "--output", str(output)],
         cwd=ROOT, encoding="utf-8", stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-        # a job that a shell started in the background ignores it
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
+        # a job that a shell started in the background ignores them
+        preexec_fn=lambda: [signal.signal(n, signal.SIG_DFL) for n in (signal.SIGINT,
+                                                                       signal.SIGHUP)])
     process.stdout.readline()  # the first prediction is there
-    process.send_signal(number)
+    process.send_signal(getattr(signal, number))
     _, said = process.communicate(timeout=60)
     rows = read_csv(output)
     assert process.returncode == status and 0 < len(rows) < 3000

@@ -4,10 +4,11 @@ from types import SimpleNamespace
 import numpy as np
 import paddle
 import pytest
+from paddle.nn import functional as F
 from scipy.special import log_softmax, rel_entr, softmax
 
 from models.teacher_model import Head
-from utils.loss import feature_loss, soft_label_loss
+from utils.loss import feature_loss, label_loss, soft_label_loss
 from utils.settings import Settings
 from utils.train_utils import student_loss
 
@@ -47,6 +48,21 @@ def test_formula(lam, weights, temperature, alpha, feature_weight):
     standardized = np.clip((features - head[2]) / head[3], -5, 5)
     expected += feature_weight * ((regressed - standardized)**2).mean()
     np.testing.assert_allclose(loss.item(), expected, rtol=1e-5)  # float32
+
+
+def test_weighted_cross_entropy_and_its_gradient_are_paddles():
+    rng = np.random.default_rng(0)
+    labels = paddle.to_tensor(rng.integers(0, 3, 16))
+    weights = paddle.to_tensor([0.2, 1.0, 3.0], "float64")
+    results = []
+    for loss in (lambda z: label_loss(z, labels, None, 1, weights),
+                 lambda z: F.cross_entropy(z, labels, weight=weights)):
+        z = paddle.to_tensor(np.random.default_rng(1).normal(0, 3, (16, 3)), stop_gradient=False)
+        value = loss(z)
+        value.backward()
+        results.append(np.append(z.grad.numpy(), value.item()))
+    assert results[0].dtype == np.float64
+    np.testing.assert_allclose(*results, rtol=1e-13)
 
 
 def test_no_soft_loss_when_student_agrees_with_teacher():

@@ -17,7 +17,10 @@ def browser():
     with playwright.sync_playwright() as p:
         try:  # the system's, else Playwright's own; --no-sandbox: root runs it in a container
             browser = p.chromium.launch(executable_path=shutil.which("chromium"),
-                                        args=["--no-sandbox", "--disable-background-networking"])
+                                        args=["--no-sandbox", "--disable-background-networking",
+                                              "--use-fake-device-for-media-stream",
+                                              "--use-fake-ui-for-media-stream",
+                                              "--host-resolver-rules=MAP phone.test 127.0.0.1"])
         except playwright.Error as e:
             pytest.skip(f"no Chromium: {e.message.splitlines()[0]}")
         yield browser
@@ -62,4 +65,30 @@ def test_predictions_and_errors_change_their_language(
     own_addresses = (address + "/", "data:", f"blob:{address}/")
     assert errors == [] and len(asked) > 4
     assert [url for url in asked if not url.startswith(own_addresses)] == []
+    page.close()
+
+
+def test_the_live_camera_asks_until_it_is_stopped(service, browser):  # noqa: F811
+    page, asked = browser.new_page(locale="en-US"), []
+    page.on("request", lambda request: asked.append(request.url))
+    page.goto(service[0])
+    seen = page.locator("#seen")
+    page.click("#start")
+    page.get_by_text("most likely").wait_for(timeout=60_000)  # untrained: below 60 %
+    before = len(asked)
+    page.wait_for_timeout(2000)
+    assert 2 <= len(asked) - before <= 6
+    page.evaluate("limit.value = 0")
+    page.locator("#seen", has_text=" sure").wait_for(timeout=10_000)
+    page.click("#language")
+    page.locator("#seen", has_text=" 把握").wait_for(timeout=10_000)
+    page.click("#start")
+    page.wait_for_timeout(500)
+    before = len(asked)
+    page.wait_for_timeout(1000)
+    assert len(asked) == before and not seen.is_visible()
+    page.goto(service[0].replace("127.0.0.1", "phone.test"))  # neither localhost nor https
+    page.click("#start")
+    assert seen.inner_text() == "The browser allows the camera only on localhost or over https"
+    assert not page.locator("video").is_visible()
     page.close()

@@ -16,6 +16,7 @@ import main
 from conftest import ROOT, SHORT, read_rows, run_program
 from utils import processor
 from utils.errors import InputError
+from utils.files import here
 from utils.images.dataset import Images
 from utils.report.page import escaped, image_tag
 from utils.run.resume import is_finished
@@ -52,7 +53,7 @@ def test_sample_run_leaves_everything_behind(sample):
     # recorded, so that a folder that comes later does not keep a run from being resumed
     assert known["categories"] == report["category_names"]
     assert report["out_of_fold"]["teacher"]["accuracy"] > 0.4  # chance is 0.25
-    assert len(read_rows(folder / "scalars.csv")) == 9
+    assert len(read_rows(folder / "scalars.csv")) == 12  # three students, the final model
     for words in ("teacher's validation accuracy: fold 0", "epoch 3/3", "visualdl --logdir",
                   "Confusion matrix", "random initialization", "first five training images"):
         assert words in printed
@@ -150,14 +151,19 @@ def test_a_place_that_cannot_be_written_to_is_named_before_training(sample, tmp_
         assert "Read-only file system" in message or "Permission denied" in message
 
 
-@pytest.mark.parametrize("readme", ["README.md", "README.zh-CN.md"])
-def test_readme_lists_the_settings_as_they_are(readme):
-    with open(os.path.join(ROOT, readme), encoding="utf-8") as f:
+def test_the_page_lists_the_settings_as_they_are():
+    with open(os.path.join(ROOT, "docs/settings.md"), encoding="utf-8") as f:
         assert table() in f.read(), "python -m utils.settings prints the table"
 
 
+def test_the_chinese_page_has_the_same_settings_and_defaults():
+    with open(os.path.join(ROOT, "docs/settings.zh-CN.md"), encoding="utf-8") as f:
+        options = re.findall(r"^\| `--\w+` \| [^|]+ \|", f.read(), re.MULTILINE)
+    assert options == re.findall(r"^\| `--\w+` \| [^|]+ \|", table(), re.MULTILINE)
+
+
 @pytest.mark.parametrize("args, message", [
-    (["--data_dir", "nowhere"], "python main.py --sample"),
+    (["--data_dir", "nowhere"], "main.py --sample"),
     ([], "data101031"),
     (["--sample", "--cache_gb", "inf"], "--cache_gb inf"),
     (["--data_dir", ROOT, "--teacher_weights", "nowhere.pdparams"],
@@ -172,7 +178,13 @@ def test_readme_lists_the_settings_as_they_are(readme):
     (["--control", "--feature_weight", "0"], "the student has no teacher either"),
     (["--control", "--freeze_depth", "19"], "the student has no teacher either"),
     (["--device", "gpu"], "no GPU"),
-    (["--epochs", "3"], "unrecognized arguments: --epochs"),
+    (["--epochs", "3"], "unrecognized arguments: --epochs (did you mean --num_epochs or "
+     "--warmup_epochs?); --help lists all options"),
+    (["--batch-size=8", "-lr", "1"], "--batch-size=8 (did you mean --batch_size?), -lr (did you "
+     "mean --base_lr?)"),
+    (["—data_dir", "d"], "(did you mean --data_dir?)"),
+    (["--early-stopping", "5"], "(did you mean --patience?)"),  # by the help
+    (["--workers", "5"], "unrecognized arguments: --workers; --help lists all options"),
     (["--batch_size", "many"], "invalid int value: 'many'"),
     (["--class_weights", "some"], "invalid choice"),
 ])
@@ -246,6 +258,30 @@ def test_folders_without_a_usable_image(tmp_path, monkeypatch, capsys):
                    "--student_weights", "random"])
 
 
+def test_a_batch_is_no_larger_than_its_folds_and_a_small_category_can_be_left_out(
+        folder, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(main, "load_teacher", lambda *_: 1 / 0)  # what is checked comes before
+    os.makedirs("set/my bin")
+    shutil.copy("set/cans/0.png", "set/my bin")
+    args = [*SHORT, "--num_epochs", "2", "--batch_size", "500", "--data_dir", "set",
+            "--teacher_weights", "random", "--student_weights", "random"]
+    with pytest.raises(InputError, match="in my bin .1.: .* --exclude 'my bin'"):
+        main.main(args)
+    with pytest.raises(ZeroDivisionError):
+        main.main([*args, "--exclude", "my bin"])
+    printed = capsys.readouterr().out
+    note = "note: --batch_size 500 is lowered to 18, since the smallest fold has 9 images\n"
+    assert printed.count(note) == 1
+    assert "a step takes 9 images from each fold, a student trains on 18 of them" in printed
+    assert "note: categories left out by --exclude: my bin\n" in printed
+    (run,) = os.listdir("logs")
+    with open(f"logs/{run}/settings.json", encoding="utf-8") as f:
+        known = json.load(f)
+    assert known["batch_size"] == 18 and known["categories"] == ["cans", "glass", "纸"]
+    assert os.path.samefile(here("inference.py"), os.path.join(ROOT, "inference.py"))
+
+
 def test_main_keeps_an_earlier_run_and_says_so(sample, compiled_once, tmp_path, capsys):
     where = shutil.copytree(sample[0], tmp_path / "run")  # other tests read the run as it was
     (earlier,) = os.listdir(where / "logs")
@@ -264,7 +300,7 @@ def test_main_keeps_an_earlier_run_and_says_so(sample, compiled_once, tmp_path, 
     duplicates = read_rows(where / "logs" / run / "duplicates.csv")
     assert [r["conflict"] for r in duplicates] == ["yes", "yes"]
     assert f"weights of an earlier run moved to {where / 'saved' / earlier}" in printed
-    assert len(os.listdir(where / "saved" / earlier)) == 6 and len(os.listdir(where / "logs")) == 2
+    assert len(os.listdir(where / "saved" / earlier)) == 8 and len(os.listdir(where / "logs")) == 2
     saved = sorted(f for f in os.listdir(where / "saved") if f != earlier and f[0] != ".")
     assert saved == ["best_model_fold1.json", "best_model_fold1.pdparams"]
     assert "80 of 240 images" in printed
@@ -284,7 +320,8 @@ def test_a_student_that_fails_is_named_and_the_report_covers_the_others(
     def poisoning(self, epoch, active):
         after_epoch(self, epoch, active)
         if late:
-            self.students[4].class_weights *= float("nan")
+            (control,) = (s for s in self.students if s.name == "control1")
+            control.class_weights *= float("nan")
     monkeypatch.setattr(main, "build_student", poisoned)
     monkeypatch.setattr(Run, "after_epoch", poisoning)
     name, epoch = ("control1", 2) if late else ("fold1", 1)

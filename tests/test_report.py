@@ -1,5 +1,6 @@
 """The report's figures against independent computations, and the plots that come with it."""
 import glob
+import html
 import json
 import os
 from types import SimpleNamespace
@@ -16,11 +17,20 @@ from models.teacher_model import Backbone
 from utils.errors import InputError
 from utils.images.read import read_image
 from utils.report import statistics
-from utils.report.build import answers_of, completed, make_report, write_results
+from utils.report.build import (
+    Predictions,
+    answers_of,
+    build_report,
+    completed,
+    make_report,
+    write_results,
+)
 from utils.report.cost import cost, count
+from utils.report.notes import student_notes
 from utils.report.statistics import calibration_error, wilson
-from utils.report.text import report_text
+from utils.report.text import report_text, summary
 from utils.run.log import Log
+from utils.settings import Settings
 from utils.tables import width
 
 
@@ -59,6 +69,8 @@ def test_every_figure_follows_from_the_csv(tmp_path, trained, with_control):
         np.testing.assert_allclose(figures["accuracy_interval"], wilson(correct, group))
         np.testing.assert_allclose(figures["macro_f1"],
                                    metrics.f1_score(truth, predicted[who], average="macro"))
+        np.testing.assert_allclose(figures["balanced_accuracy"], metrics.recall_score(
+            truth, predicted[who], average="macro"))
         for key, values in (("calibration_error", p), ("calibration_error_raw", raw[who])):
             np.testing.assert_allclose(figures[key], calibration_error(values, truth), atol=1e-6)
         key = who.removeprefix("student_") + "_accuracy" if who != "student" else "accuracy"
@@ -79,7 +91,7 @@ def test_every_figure_follows_from_the_csv(tmp_path, trained, with_control):
         assert temperatures == {f"{f['temperature']:.9g}"}
     if several:
         assert [f["cross_fitted_epoch"] for f in saved["folds"]] == statistics.cross_fitted_epochs(
-            [[h["val_accuracy"] for h in s.history] for s in students])
+            *zip(*(s.curves for s in students)))
         assert oof["student_cross_fitted"]["accuracy"] < oof["student"]["accuracy"]
         assert oof["student"]["calibration_error"] < oof["student"]["calibration_error_raw"]
 
@@ -288,3 +300,63 @@ def test_columns_of_the_report_stand_below_each_other_whatever_the_names(tmp_pat
     lines = make_run(tmp_path, [0, 1, 2], False, names)[2].split("\n")
     first = next(i for i, line in enumerate(lines) if "recall" in line)
     assert len({width(line) for line in lines[first + 1:first + 4]}) == 1
+
+
+def predictions_of(labels, folds, student, teacher):
+    def sure(predicted):
+        return np.eye(labels.max() + 1, dtype=np.float32)[predicted]
+    n = len(labels)
+    probabilities = {"student": sure(student), "student_cross_fitted": sure(student),
+                     "teacher": sure(teacher)}
+    return Predictions(list(map(str, range(n))), labels, folds, np.arange(n), probabilities,
+                       probabilities)
+
+
+@pytest.mark.parametrize("case, words", [
+    ("good", []), ("constant", ["the students: hardly better than guessing"]),
+    ("fold 1 constant", ["the student of fold 1: hardly better than guessing"]),
+    ("far below", ["the students: balanced accuracy far below the teacher's"]),
+    ("lr 10", ["the loss of the students has blown up: lower --base_lr (10)"])])
+def test_figures_that_mean_nothing_have_a_note(case, words):
+    labels, folds = np.repeat([0, 1, 2], [60, 60, 6]), np.arange(126) % 2
+    student, rng = labels.copy(), np.random.default_rng(0)
+    if "constant" in case:
+        student[(folds == 1) | (case == "constant")] = 0
+    if case == "far below":
+        wrong = rng.random(126) < 0.5
+        student[wrong] = (labels[wrong] + 1) % 3
+    settings = Settings(categories=("a", "b", "c"), base_lr=10.0 if case == "lr 10" else 1e-3)
+    facts = [{"name": f"fold{k}", "fold": k, "best_epoch": 1, "epochs": 2, "temperature": 1.0,
+              "cross_fitted_epoch": 2} for k in (0, 1)]
+    p = predictions_of(labels, folds, student, labels)
+    report = build_report(p, {"students": facts, "networks": None}, settings, 126)
+    loss = 1e4 if case == "lr 10" else 5.0
+    history = {f"fold{k}": [{"train_loss": loss}] * 2 for k in (0, 1)}
+    notes = student_notes(p, "student_cross_fitted", settings, history)
+    assert len(notes) == len(words) and all(map(str.startswith, notes, words))
+    assert report["never_predicted"] == (["b", "c"] if case == "constant" else [])
+
+
+def test_the_headline_has_its_baseline_everywhere(tmp_path):
+    labels = np.repeat([0, 1], [97, 3])
+    write_faultless(tmp_path, labels, ["纸", "trash <b>"])
+    results = json.loads((tmp_path / "results.json").read_text("utf-8"))
+    (tmp_path / "results.json").write_text(json.dumps({**results, "notes": ["of the run"]}))
+    rows = (tmp_path / "out_of_fold.csv").read_text("utf-8-sig").splitlines()
+    columns = rows[0].split(",")
+    for i in range(1, 101):  # the student answers the first category for all
+        cells = rows[i].split(",")
+        for prefix in ("", "crossfit_"):
+            cells[columns.index(f"{prefix}p_纸")] = "1"
+            cells[columns.index(f"{prefix}p_trash <b>")] = "0"
+        rows[i] = ",".join(cells)
+    (tmp_path / "out_of_fold.csv").write_text("\n".join(rows), "utf-8-sig")
+    report = make_report(str(tmp_path))
+    assert report["largest_category"] == {"name": "纸", "accuracy": 0.97, "balanced_accuracy": 0.5}
+    text, page = ((tmp_path / f"report.{kind}").read_text("utf-8") for kind in ("txt", "html"))
+    for line in ("Student, cross-fitted: accuracy 0.9700, balanced accuracy 0.5000",
+                 "Predicting the largest category (纸) for every image gives 0.9700 and 0.5000.",
+                 "note: never predicted: trash <b>", "note: of the run",
+                 "note: the students: hardly better than guessing"):
+        assert line in text and html.escape(line) in page
+    assert "\n".join(summary(report)) in text

@@ -243,6 +243,17 @@ def test_connections_without_a_request_are_ended(weights):
         process.kill()
 
 
+def test_the_address_for_a_phone_is_printed(weights, monkeypatch, capsys):
+    monkeypatch.setattr(serve.Server, "run", lambda *_: None)
+    monkeypatch.setattr(serve, "own_address", lambda family: "192.168.1.5")
+    for host, phone in (("0.0.0.0", True), ("127.0.0.1", False)):
+        serve.main(["--model_path", weights[0], "--host", host, "--port", "0"])
+        found = re.fullmatch(r"1 file; open http://127.0.0.1:(\d+) .*\n"
+                             r"(?:on a phone in the same network: http://192.168.1.5:(\d+)\n)?",
+                             capsys.readouterr().out)
+        assert found[2] == (found[1] if phone else None)
+
+
 def test_a_port_that_is_taken_is_one_line(service, weights):
     port = service[0].rsplit(":", 1)[1]
     again = subprocess.run([sys.executable, "serve.py", "--model_path", *weights, "--port", port],

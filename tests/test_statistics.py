@@ -7,7 +7,16 @@ import pytest
 from scipy.special import softmax
 
 from utils.report import statistics
-from utils.report.statistics import calibration_error, compare, cross_fitted_epochs, scaled, wilson
+from utils.report.statistics import (
+    best_epoch,
+    by_epoch,
+    calibration_error,
+    compare,
+    cross_fitted_epochs,
+    near_chance,
+    scaled,
+    wilson,
+)
 
 
 def honest(n, classes=4, seed=0):
@@ -60,20 +69,27 @@ def test_a_fold_is_calibrated_by_the_others():
 
 
 def test_cross_fitted_epochs_by_hand():
+    def chosen(*scores):
+        return cross_fitted_epochs(scores, [[0.5] * len(s) for s in scores])
     # means of the others: fold 0 [.65 .5 .85], 1 [.55 .7 .75], 2 [.6 .6 .9]; the first of equals
-    assert cross_fitted_epochs([[0.5, 0.6, 0.9], [0.7, 0.6, 0.9], [0.6, 0.8, 0.6]]) == [3, 3, 3]
-    assert cross_fitted_epochs([[0.6, 0.7, 0.7], [0.7, 0.6, 0.7]]) == [1, 2]
+    assert chosen([0.5, 0.6, 0.9], [0.7, 0.6, 0.9], [0.6, 0.8, 0.6]) == [3, 3, 3]
+    assert chosen([0.6, 0.7, 0.7], [0.7, 0.6, 0.7]) == [1, 2]
+    # of equal means the lowest loss: fold 0 has the other's, in epoch 2
+    assert cross_fitted_epochs([[0.5, 0.5, 0.4], [0.7, 0.7, 0.7]],
+                               [[0.3, 0.4, 0.1], [0.9, 0.5, 0.6]]) == [2, 1]
     # fold 1 stopped after two epochs: it counts, and is scored, with the second in the third
-    assert cross_fitted_epochs([[0.1, 0.2, 0.3], [0.8, 0.9], [0.1, 0.3, 0.2]]) == [2, 2, 3]
+    assert chosen([0.1, 0.2, 0.3], [0.8, 0.9], [0.1, 0.3, 0.2]) == [2, 2, 3]
+    np.testing.assert_array_equal(by_epoch([[1, 2, 3], [4, 5]]), [[1, 2, 3], [4, 5, 5]])
 
 
 def test_a_folds_own_scores_do_not_choose_its_epoch():
     rng = np.random.default_rng(0)
-    scores = [list(rng.random(n)) for n in (20, 17, 20, 12)]
-    chosen = cross_fitted_epochs(scores)
+    scores, losses = ([list(rng.integers(0, 4, n) / 4) for n in (20, 17, 20, 12)] for _ in range(2))
+    chosen = cross_fitted_epochs(scores, losses)
     for k in range(4):
-        scrambled = [list(rng.permutation(s)) if j == k else s for j, s in enumerate(scores)]
-        assert cross_fitted_epochs(scrambled)[k] == chosen[k]
+        scrambled = [[list(rng.permutation(s)) if j == k else s for j, s in enumerate(values)]
+                     for values in (scores, losses)]
+        assert cross_fitted_epochs(*scrambled)[k] == chosen[k]
 
 
 def test_wilson_interval_against_its_formula():
@@ -213,3 +229,17 @@ def test_the_needed_confidence():
     assert statistics.needed_confidence(p, labels, 0.95)["answered"] == 1
     assert statistics.needed_confidence(p, labels, 0.98) is None
     assert statistics.needed_confidence(p[1:20], labels[1:20], 0.95) is None
+
+
+def test_the_best_epoch_has_the_highest_score_then_the_lowest_loss_then_comes_first():
+    assert best_epoch([0.5, 0.6, 0.4], [1.0, 9.0, 0.1]) == 2
+    assert best_epoch([0.5, 0.6, 0.6, 0.6], [0.1, 0.9, 0.7, 0.7]) == 3
+    assert best_epoch([0.3, 0.1 + 0.2], [0.9, 0.8]) == best_epoch([0.1 + 0.2, 0.3], [0.9, 0.8]) == 2
+
+
+def test_near_chance():
+    labels = np.repeat([0, 1], [200, 6])
+    assert near_chance(labels, np.zeros_like(labels)) and near_chance(labels, 1 - labels)
+    assert not near_chance(labels, np.r_[np.zeros(204, int), 1, 1])  # a third of the rare ones
+    rng = np.random.default_rng(0)
+    assert near_chance(np.repeat([0, 1, 2], 300), rng.integers(0, 3, 900))

@@ -19,6 +19,7 @@ from conftest import ROOT, SHORT, run_program
 from test_training import any_head
 from utils.distributed import world
 from utils.errors import InputError
+from utils.files import write_whole
 from utils.settings import Settings
 from utils.train_utils import build_student
 
@@ -40,10 +41,17 @@ def places(where, name):
     return ["--log_dir", str(where / name / "logs"), "--save_dir", str(where / name / "saved")]
 
 
+def as_a_terminal():
+    """Signals as a terminal's processes have them: a job in the background ignores some."""
+    for number in (signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
+
+
 def started(args, until, **options):
     """Start a run; return the process when it has printed `until`, and its output so far."""
     process = subprocess.Popen([sys.executable, *args], cwd=ROOT, stdout=subprocess.PIPE,
                                stderr=subprocess.STDOUT, encoding="utf-8",
+                               preexec_fn=None if WINDOWS else as_a_terminal,
                                env={**os.environ, "PYTHONUTF8": "1"}, **options)
     printed = []
     for line in process.stdout:
@@ -68,8 +76,7 @@ def assert_same_end(where, name, whole_run, weights):
         for network in r["networks"].values():
             network["ms_alone"] = network["ms_in_batch_of_16"] = None
     assert reports[0] == reports[1]
-    for k in range(3):
-        file = f"best_model_fold{k}.pdparams"
+    for file in (*(f"best_model_fold{k}.pdparams" for k in range(3)), "final_model.pdparams"):
         assert content(where / name / "saved" / file) == content(os.path.join(weights, file))
     assert not glob.glob(os.path.join(run, "checkpoint-*"))
     assert not glob.glob(os.path.join(run, "*.npz*"))
@@ -93,7 +100,7 @@ def test_stopped_by_ctrl_c_terminated_and_killed_it_ends_the_same(whole, capsys)
     command = f"python main.py --resume {run}"
     assert printed[-1] == f"stopped; to continue: {command}\n"
     cache = str(where / "stopped" / "cache")
-    for end in (signal.SIGTERM, signal.SIGKILL):
+    for end in (signal.SIGHUP, signal.SIGKILL):  # SIGTERM: below, by the launcher
         # the checkpoint has everything that is needed
         (where / "stopped" / "saved" / "best_model_fold0.json").unlink(missing_ok=True)
         process, printed = started([*command.split()[1:], "--save_minutes", "0",
@@ -102,8 +109,9 @@ def test_stopped_by_ctrl_c_terminated_and_killed_it_ends_the_same(whole, capsys)
         time.sleep(0.5)
         process.send_signal(end)
         printed += process.stdout.readlines()
-        if end == signal.SIGTERM:
-            assert process.wait() == 143 and printed[-1] == f"stopped; to continue: {command}\n"
+        if end != signal.SIGKILL:
+            assert process.wait() == 128 + end
+            assert printed[-1] == f"stopped; to continue: {command}\n"
     assert process.wait() == -signal.SIGKILL
     recorded = json.loads(content(os.path.join(run, "settings.json")))
     # places are kept, other options are not
@@ -136,13 +144,61 @@ def test_a_second_ctrl_c_stops_at_once():
     process, _ = started(["-c", code], "ready")
     process.send_signal(signal.SIGINT)
     said = process.stdout.readline() + process.stdout.readline()
-    assert said == "\nstopping after this step; press Ctrl-C again to stop now\n"
+    assert said == "\nstopping soon; press Ctrl-C again to stop now\n"
+    process.send_signal(signal.SIGTERM)  # as Paddle's launcher does
+    time.sleep(0.3)
+    assert process.poll() is None
     process.send_signal(signal.SIGINT)
     assert process.wait(timeout=4) == -signal.SIGINT
 
 
+@pytest.mark.skipif(WINDOWS, reason="signals of Unix")
+def test_a_closed_terminal_stops_once_and_nohup_goes_on():
+    code = ("import os, signal, sys; from utils.run.process import Signals; s = Signals()\n"
+            "nohup = 'nohup' in sys.argv\n"
+            "signal.signal(signal.SIGHUP, signal.SIG_IGN if nohup else signal.SIG_DFL)\n"
+            "s.listen(); s.deferred = True\n"
+            "for _ in range(2): os.kill(os.getpid(), signal.SIGHUP)\n"  # shell and system
+            "s.forget(); print(s.received)")
+    for args, received in (([], "1\n"), (["nohup"], "None\n")):
+        done = run_program("-c", code, *args)
+        assert done.returncode == 0 and done.stdout == received, done.stderr
+
+
+@pytest.mark.skipif(WINDOWS, reason="a pipe of Unix")
+def test_a_closed_output_ends_a_run_without_a_traceback(whole):
+    where, args, *_ = whole
+    process, _ = started([*args, *places(where, "closed")], "fold 0:")
+    errors = process.stdout
+    errors.close()  # standard output and error, as of `2>&1 | head`
+    assert process.wait(timeout=100) == 141
+    done = subprocess.run([sys.executable, "main.py", "--help"], cwd=ROOT, stderr=subprocess.PIPE,
+                          preexec_fn=lambda: os.close(1))
+    assert done.returncode == 0 and done.stderr == b""
+
+
+@pytest.mark.skipif(WINDOWS, reason="needs a small tmpfs")
+def test_a_disk_too_small_for_the_weights_is_named_before_training(whole, tmp_path):
+    where, args, *_ = whole
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8m", "none", str(tmp_path)],
+                      capture_output=True).returncode:
+        pytest.skip("no right to mount a tmpfs")
+    try:
+        with pytest.raises(InputError, match="weights of this run take 7. MB and .* has 8 MB free; "
+                                             ".* --save_dir"):
+            main.main([*args[1:], *places(where, "tiny"), "--save_dir", str(tmp_path)])
+        assert os.listdir(where / "tiny" / "logs") == []
+        with open(tmp_path / "fill", "wb", buffering=0) as f, contextlib.suppress(OSError):
+            while True:
+                f.write(bytes(2**16))
+        with pytest.raises(OSError, match="No space left on device: '.*weights'"):
+            write_whole(str(tmp_path / "weights"), lambda f: f.write(b"1"))
+    finally:
+        subprocess.run(["umount", "-l", str(tmp_path)], check=True)
+
+
 @pytest.mark.skipif(not LINUX, reason="Paddle launches processes without a GPU on Linux only")
-def test_one_of_several_processes_killed_the_run_ends_the_same(whole):
+def test_several_processes_one_killed_then_all_stopped_the_run_ends_the_same(whole):
     where, args, _, weights = whole
 
     def launch(processes):
@@ -157,14 +213,19 @@ def test_one_of_several_processes_killed_the_run_ends_the_same(whole):
     printed += process.stdout.readlines()
     printed = "".join(printed)
     assert process.wait() and re.search(r"rank=\[[01, ]*1[01, ]*\] was aborted", printed), printed
-    # more processes than students
-    resumed = run_program(*launch(3), "main.py", "--resume", *places(where, "two"))
+    # more processes than students, and a Ctrl-C, which Paddle's launcher passes on as SIGTERM
+    process, printed = started([*launch(3), "main.py", "--resume", *places(where, "two")],
+                               "continues in epoch")
+    process.send_signal(signal.SIGINT)
+    process.stdout.read()
+    process.wait()
+    log = content(where / "two" / "launch" / "workerlog.0").decode()
+    assert "stopped; to continue: " in log, log
+    resumed = run_program("main.py", "--resume", *places(where, "two"))  # alone
     assert resumed.returncode == 0 and "continues in epoch" in resumed.stdout, resumed.stderr
     for k in range(2):
         file = f"best_model_fold{k}.pdparams"
         assert content(where / "two" / "saved" / file) == content(os.path.join(weights, file))
-    again = run_program(*launch(2), "main.py", "--resume", *places(where, "two"))
-    assert again.returncode == 0 and "is finished; its report: " in again.stdout, again.stderr
 
 
 @pytest.mark.parametrize("who, last_words, at_work, heard", [
@@ -237,7 +298,7 @@ def test_a_full_disk_ends_the_run_with_one_line_and_what_was_there_stays(whole, 
         assert (small / "mine").read_text() == "mine"
         complete = glob.glob(str(small / "logs" / "*" / "checkpoint-*" / "complete"))
         files = glob.glob(os.path.join(os.path.dirname(max(complete)), "*.npz"))
-        assert len(files) == 3
+        assert len(files) == 4
         assert all(zipfile.ZipFile(file).testzip() is None for file in files)
     finally:
         subprocess.run(["umount", "-l", str(small)], check=True)

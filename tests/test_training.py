@@ -1,5 +1,6 @@
 """The proof of the side-by-side idea: it changes no weight, and no student learns from its fold."""
 import dataclasses
+from types import SimpleNamespace
 
 import numpy as np
 import paddle
@@ -9,12 +10,12 @@ from conftest import Quiet
 from main import train
 from models.student_model import Student, freeze
 from models.teacher_model import Head
-from utils import train_utils
+from utils import store, train_utils
 from utils.data_utils import AUGMENT, assign_folds, epoch_order, mixup
 from utils.images.dataset import load_images
 from utils.loss import label_loss
-from utils.teacher import fit_heads
-from utils.train_utils import build_student, evaluate, frozen_stem, learning_rate
+from utils.teacher import check_augmented, extract_features, fit_heads
+from utils.train_utils import build_student, evaluate, finish_epoch, frozen_stem, learning_rate
 from utils.transforms import augment, normalize
 
 pytestmark = pytest.mark.usefixtures("compiled_once")
@@ -43,6 +44,12 @@ def tiny_set(settings):
     """The tiny set, and the fold of each of its images."""
     images = load_images(settings)
     return images, assign_folds(images.labels, settings.num_folds, settings.seed)
+
+
+def can_only_get_worse(student):
+    """With a patience of 1 it stops after an epoch."""
+    student.history = [dict(val_accuracy=2.0, val_balanced_accuracy=2.0, val_loss=0.0)]
+    student.best_epoch = 1
 
 
 def any_head(features=5, classes=3):
@@ -85,6 +92,7 @@ def one_by_one(monkeypatch, compiled_once):
         alone = known(layer, shape)
         return lambda x: paddle.concat([alone(x[i:i + 1]) for i in range(len(x))])
     monkeypatch.setattr(train_utils, "compiled", compiled)
+    monkeypatch.setattr(store, "compiled", compiled)
 
 
 @pytest.mark.parametrize("depth", [0, 14])
@@ -139,13 +147,39 @@ def test_the_fast_ways_equal_the_plain_ones(settings, monkeypatch):
 
 def test_pixels_of_fold_k_change_no_weight_of_student_k(settings):
     images, fold_of = tiny_set(settings)
-    before = train_tiny(settings, [0, 1, 2])
-    after = train_tiny(settings, [0, 1, 2], lambda square: lambda i: (
+    before = train_tiny(settings, [0, 1, 2, 3])
+    after = train_tiny(settings, [0, 1, 2, 3], lambda square: lambda i: (
         255 - square(i) if fold_of[i] == 1 else square(i)))
-    for k, name in enumerate(("fold0", "fold1", "fold2")):
+    for k, name in enumerate(("fold0", "fold1", "fold2", "final")):
         same = [np.array_equal(value, weights_of(after[name])[key])
                 for key, value in weights_of(before[name]).items()]
         assert all(same) if k == 1 else not all(same)
+
+
+def test_the_final_model_learns_from_all_changes_no_student_and_follows_the_folds(
+        settings, one_by_one):
+    settings.num_epochs, settings.mixup_alpha = 5, 0.0
+    seen, order = [], epoch_order(tiny_set(settings)[1], range(3), settings, 0)
+
+    def watch(teacher, students):
+        def pool(x, plain=students[-1].network.pool):
+            seen.append(len(x))
+            return plain(x)
+        students[-1].network.pool = pool
+        return teacher
+    alone, together = train_tiny(settings, [0, 1, 2]), train_tiny(settings, [0, 1, 2, 3],
+                                                                  watch=watch)
+    for name, student in alone.items():
+        assert_same_weights(student, together[name])
+        np.testing.assert_array_equal(student.probabilities, together[name].probabilities)
+    final = together["final"]
+    assert seen == [order.shape[1]] * 5 * len(order) and set(order.ravel()) == set(range(27))
+    means = {key: np.mean([[h[key] for h in s.history] for s in alone.values()], 0)
+             for key in ("val_balanced_accuracy", "val_loss")}
+    for key, values in means.items():
+        np.testing.assert_allclose([h[key] for h in final.history], values, rtol=1e-12)
+    best = np.lexsort((means["val_loss"], -means["val_balanced_accuracy"].round(12)))[0]
+    assert final.best_epoch == best + 1 and not final.probabilities
 
 
 def test_same_seed_same_weights_whatever_the_threads(settings, monkeypatch):
@@ -186,10 +220,10 @@ def test_once_all_students_have_stopped_controls_go_on_without_the_teacher(setti
                 for s, name, p in ((settings, "fold", 1), (control, "control", 9))]
 
     def watch(teacher, students):
-        students[0].best_accuracy = 2.0  # it can only get worse: it stops after an epoch
+        can_only_get_worse(students[0])
         return lambda x: batches.append(len(x)) or teacher(x)
     trained = train_tiny(settings, [1], watch=watch, build=build)
-    assert [len(s.history) for s in trained.values()] == [1, 3] and len(batches) == 5
+    assert [len(s.history) for s in trained.values()] == [2, 3] and len(batches) == 5
 
 
 def test_frozen_parameters_and_statistics_do_not_move(settings):
@@ -276,11 +310,12 @@ def test_a_lone_student_goes_on_and_stopped_ones_cost_nothing(settings):
     sizes = []
 
     def watch(teacher, students):
-        students[0].best_accuracy = students[1].best_accuracy = 2.0  # they stop after an epoch
+        can_only_get_worse(students[0])
+        can_only_get_worse(students[1])
         students[2].settings = dataclasses.replace(settings, patience=9)
         return lambda x: sizes.append(len(x)) or teacher(x)
     trained = train_tiny(settings, [0, 1, 2], watch=watch)
-    assert [len(s.history) for s in trained.values()] == [1, 1, 6]
+    assert [len(s.history) for s in trained.values()] == [2, 2, 6]
     assert sizes[:5] == [6] * 5 and sizes[5:] == [4] * 25
 
 
@@ -290,7 +325,7 @@ def test_controls_start_alike_see_the_same_batches_and_learn_without_the_teacher
 
     def build(heads):
         pair = [build_student(1, images.labels, fold_of, heads[1], s, name=name)
-                for s, name in ((settings, "fold"), (settings.without_teacher(), "control"))]
+                for s, name in ((settings, "fold1"), (settings.without_teacher(), "control1"))]
         for s in pair:
             start[s.name], seen[s.name] = weights_of(s), []
 
@@ -435,3 +470,76 @@ def test_optimizer_is_adam_with_an_l2_penalty(settings):
         student.optimizer.clear_grad()
     for n, p in parameters.items():  # float32: 1e-7 of weights about 1, three steps of 1e-3
         np.testing.assert_allclose(p.numpy(), expected[n], rtol=0, atol=1e-6, err_msg=n)
+
+
+@pytest.mark.parametrize("class_weights, best", [("balanced", 2), ("none", 3)])
+def test_the_best_epoch_wants_what_the_loss_wants_and_of_equals_the_lower_loss(
+        settings, class_weights, best):
+    settings = dataclasses.replace(settings, class_weights=class_weights, patience=2)
+    labels, fold_of, order = np.repeat([0, 1], [16, 4]), np.arange(20) % 2, np.zeros((1, 2), int)
+    student = build_student(0, labels, fold_of, any_head(classes=2), settings)
+    images = SimpleNamespace(labels=labels, paths=list(map(str, range(20))))
+    ones = [[0.1] * 10, [0.1] * 5 + [0.9] * 5, [0.01] * 8 + [0.1] * 2, [0.1] * 10, [0.1] * 10]
+    stopped = []
+    for epoch, p in enumerate(ones):
+        student.running = paddle.ones([4])
+        probs = np.stack([1 - np.array(p), p], 1).astype("float32")
+        finish_epoch([student], {"fold0": probs}, images, fold_of, order, epoch)
+        stopped.append(student.stopped)
+    scores = [0.8, 0.7, 0.8, 0.8, 0.8], [0.5, 0.8125, 0.5, 0.5, 0.5]
+    for key, values in zip(("val_accuracy", "val_balanced_accuracy"), scores):
+        assert [h[key] for h in student.history] == values[:best + 2]
+    assert student.best_epoch == best and stopped.index(True) == best + 1
+
+
+SIDES = {"left": np.s_[:, :18], "right": np.s_[:, 18:], "top": np.s_[:18], "bottom": np.s_[18:]}
+
+
+@pytest.mark.parametrize("categories, told", [
+    (("left", "right"), ["flip_horizontal"]), (("top", "bottom"), ["flip_vertical"]),
+    (("left", "right", "top", "bottom"), ["flip_horizontal", "flip_vertical", "rotation"]),
+    (("left", "right", "red", "blue"), ["flip_horizontal"]), (("red", "blue"), ["hue"]),
+    (("dark", "bright"), [])])
+def test_an_augmentation_that_destroys_the_label_is_noted(settings, capsys, categories, told):
+    """With a teacher that sees sides, colors and brightness."""
+    settings = dataclasses.replace(
+        settings, hue=0.5 if "hue" in told else 0.1, rotation=180.0 if "rotation" in told else 0.0)
+    n = 20 * len(categories)
+
+    def square(i):
+        image = np.random.default_rng(i).integers(70, 90, (36, 36, 3), np.uint8)
+        name = categories[i % len(categories)]
+        if name in SIDES:
+            image[SIDES[name]] += 100
+        elif name == "bright":
+            image += 100
+        elif name != "dark":
+            image[..., 0 if name == "red" else 2] += 100
+        return image
+
+    def teacher(x):
+        red, green, blue = x.mean((2, 3)).T
+        columns, rows = x.mean((1, 2)), x.mean((1, 3))
+        sides = [v[:, :16].mean(1) - v[:, 16:].mean(1) for v in (columns, rows)]
+        return paddle.to_tensor(np.stack([red - blue, red + green + blue, *sides], 1))
+    images = Images(square, np.arange(n) % len(categories), list(categories))
+    fold_of = assign_folds(images.labels, 3, 0)
+    features = extract_features(teacher, images, settings, 2)
+    heads = fit_heads(features, images.labels, fold_of, settings)
+    capsys.readouterr()
+    notes = check_augmented(teacher, features, heads, images, fold_of, settings)
+    assert [note.split("--")[-1] for note in notes] == [f"{option} 0" for option in told]
+    assert capsys.readouterr().out == "".join(f"note: {note}\n" for note in notes)
+    plain = dataclasses.replace(settings, flip_horizontal=0.0, flip_vertical=0.0, rotation=0.0,
+                                hue=0.0)
+    assert check_augmented(teacher, features, heads, images, fold_of, plain) == []
+
+
+@dataclasses.dataclass
+class Images:
+    square: object
+    labels: np.ndarray
+    categories: list
+
+    def __len__(self):
+        return len(self.labels)

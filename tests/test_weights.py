@@ -12,11 +12,13 @@ from utils.errors import InputError
 from utils.predict import load_students
 from utils.weights import (
     arrays_of,
+    checksum,
     imagenet_weights,
     load_into,
     move_earlier_weights,
     read_about,
     read_arrays,
+    read_student,
     save_weights,
     update_about,
 )
@@ -31,7 +33,7 @@ def test_weights_and_json_round_trip(tmp_path):
     load_into(other, read_arrays(path), path)
     for (name, a), b in zip(student.state_dict().items(), other.state_dict().values()):
         np.testing.assert_array_equal(a.numpy(), b.numpy(), err_msg=name)
-    assert read_about(path) == ABOUT
+    assert read_about(path) == {**ABOUT, "checksum": checksum(arrays_of(student), ABOUT)}
     assert sorted(os.listdir(tmp_path)) == ["best_model_fold0.json", "best_model_fold0.pdparams"]
     assert set(paddle.load(path)) == set(student.state_dict())  # Paddle reads ours
 
@@ -119,8 +121,25 @@ def test_missing_or_foreign_json(tmp_path):
 def test_a_temperature_is_added_to_what_is_known(tmp_path):
     path = str(tmp_path / "w.pdparams")
     save_weights(path, arrays_of(Student(2, scale=0.25)), ABOUT)
+    before = read_about(path)
     update_about(path, temperature=1.5)
-    assert read_about(path) == {**ABOUT, "temperature": 1.5} and len(os.listdir(tmp_path)) == 2
+    assert read_about(path) == {**before, "temperature": 1.5} and len(os.listdir(tmp_path)) == 2
+    assert read_student(path)[0]["temperature"] == 1.5
+
+
+def test_weights_beside_another_json_are_refused(tmp_path):
+    paths = [str(tmp_path / f"best_model_fold{k}.pdparams") for k in range(2)]
+    for path in paths:
+        save_weights(path, arrays_of(Student(2)), ABOUT)
+        load_students([path])
+    first = read_about(paths[0])
+    for wrong in ({**first, "run": "another"}, read_about(paths[1])):
+        (tmp_path / "best_model_fold0.json").write_text(json.dumps(wrong))
+        with pytest.raises(InputError, match="fold0.pdparams and .*fold0.json do not belong"):
+            load_students(paths[:1])
+    del first["checksum"]  # as of an earlier version
+    (tmp_path / "best_model_fold0.json").write_text(json.dumps(first))
+    assert load_students(paths[:1])[0] == first
 
 
 def test_earlier_runs_are_kept(tmp_path):
@@ -168,24 +187,3 @@ def test_a_resumed_run_keeps_its_own_weights_and_moves_others(tmp_path):
     assert sorted(os.listdir(tmp_path)) == sorted([
         "best_model_fold0 - Copy.pdparams", "best_model_fold0.json", "best_model_fold0.pdparams",
         "theirs", os.path.basename(whose)])
-
-
-def test_a_download_with_the_wrong_md5_is_not_used(monkeypatch, tmp_path):
-    monkeypatch.setattr("paddle.utils.download.WEIGHTS_HOME", str(tmp_path))
-    monkeypatch.setattr("paddle.utils.download._download", lambda url, *_, **__: 1 / 0)
-    Crafted.target = str(tmp_path / "owned")
-    with open(tmp_path / "mobilenet_v2_x1.0.pdparams", "wb") as f:
-        pickle.dump(Crafted(), f)
-    with pytest.raises(InputError,
-                       match="cannot download .*mobilenet_v2_x1.0.pdparams .ZeroDivisionError"):
-        imagenet_weights("student_weights", "paddle")
-    assert not os.path.exists(Crafted.target)
-
-
-def test_no_network_says_what_was_wanted(monkeypatch):
-    def refuse(url, md5):
-        raise RuntimeError("no route to host")
-    monkeypatch.setattr("utils.weights.get_weights_path_from_url", refuse)
-    with pytest.raises(InputError,
-                       match=r"https://.*mobilenet.*\.pdparams.*--student_weights FILE"):
-        imagenet_weights("student_weights", "paddle")

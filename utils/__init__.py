@@ -3,6 +3,8 @@ import os
 import platform
 import warnings
 
+VERSION = "0.1.0"  # also in CITATION.cff and CHANGELOG.md; a test compares
+
 CORES = (len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()) or 1
 
 

@@ -7,19 +7,24 @@
 An augmentation depends on (seed, epoch, image), an order on (seed, epoch, fold), a mix on (seed,
 epoch, step): never on threads, processes or what else is trained.
 """
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
+from scipy.optimize import LinearConstraint, milp
+from scipy.sparse import csr_array, eye, hstack, kron
 from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
 
 from utils.distributed import world
+from utils.engine import on_gpu, to_device
 from utils.errors import InputError
+from utils.files import quoted
 from utils.threads import prefetch, progress
 from utils.transforms import augment, center_crop, normalize
 
 # Streams of random numbers: default_rng([seed, stream, ...]) of two streams never share draws
-ORDER, AUGMENT, MIXUP, DROPOUT, HEAD = range(5)
+ORDER, AUGMENT, MIXUP, DROPOUT, HEAD, VERSION = range(6)
 MAX_READERS = 8  # threads for 16,000 images of 224 pixels a second; each holds a batch
+FEW_GROUPS = 4  # per fold: of a category with more, every fold gets some anyway
 EXACT_HINT = "if different images are treated as duplicates, use --duplicates exact"
 
 
@@ -30,7 +35,7 @@ class Batch:
     `x` holds this process's share of them; everything else describes all B. Image i of the batch is
     lam * a + (1 - lam) * b, where a is images[i] and b is its partner from the same fold.
     """
-    x: np.ndarray         # float32 [share, 3, S, S]
+    x: np.ndarray         # float32 [share, 3, S, S]; on a GPU a Tensor; None if maps are stored
     fold_of: np.ndarray   # int64 [B]
     labels: np.ndarray    # int64 [B], of a
     labels_b: np.ndarray  # int64 [B], of b
@@ -38,28 +43,36 @@ class Batch:
     epoch: int            # from 0
     step: int             # from 0
     steps: int            # in an epoch
+    stored: dict = field(default_factory=dict)  # {"features", "maps": float32 [B, ...]}, if stored
 
     def __len__(self):
         return len(self.labels)
+
+    def outputs(self, name, network):
+        """Features or maps, float32 [B, ...]: stored ones, or what the network computes of x."""
+        if name in self.stored:
+            return to_device(self.stored[name])
+        return world.all_gather(network(self.x), len(self))
 
 
 def assign_folds(labels, num_folds, seed, categories=None, groups=None):
     """Stratified folds: the fold of each image, int64 [N].
 
     labels: int [N]; images with the same number in `groups`, int [N], stay in one fold. Raises
-    InputError if a category has fewer groups (without groups: images) than there are folds, or is
-    missing from a fold because its groups are too large.
+    InputError if a category has fewer groups (without groups: images) than there are folds, or if
+    every split leaves a fold without a category, because groups are too large.
     """
     groups = np.arange(len(labels)) if groups is None else groups
     grouped = len(np.unique(groups)) < len(groups)
-    names = categories or range(labels.max() + 1)
+    names = categories or [str(c) for c in range(labels.max() + 1)]
     counts = [len(np.unique(groups[labels == c])) for c in range(len(names))]
     too_small = [f"{name} ({n})" for name, n in zip(names, counts) if n < num_folds]
     if too_small:
         what = "images, duplicates and groups counted once," if grouped else "images"
+        small = " ".join(quoted(str(name)) for name, n in zip(names, counts) if n < num_folds)
         raise InputError(f"too few {what} for {num_folds} folds in {', '.join(too_small)}: every "
-                         "category needs one per fold; add images, lower --num_folds, or name the "
-                         "other categories with --categories"
+                         "category needs one per fold; add images, lower --num_folds, or leave "
+                         f"out what is too small: --exclude {small}"
                          + (f"; {EXACT_HINT}" if grouped else ""))
     fold_of = np.empty(len(labels), np.int64)
     splitter = StratifiedGroupKFold if grouped else StratifiedKFold
@@ -67,13 +80,61 @@ def assign_folds(labels, num_folds, seed, categories=None, groups=None):
         labels, labels, groups if grouped else None)
     for k, (_, validation) in enumerate(splits):
         fold_of[validation] = k
-    missing = [f"{name} (fold {k})" for c, name in enumerate(names) for k in range(num_folds)
-               if not (labels[fold_of == k] == c).any()]
+    missing = [name for c, name in enumerate(names)
+               if len(np.unique(fold_of[labels == c])) < num_folds]
     if missing:
+        fold_of = split_groups(labels, num_folds, seed, groups)
+    if fold_of is None:
         raise InputError(f"groups too large for {num_folds} folds: a fold would have no "
-                         f"{', '.join(missing)}; add images, lower --num_folds, or split the "
-                         f"groups of --groups; {EXACT_HINT}")
+                         f"{' or no '.join(missing)}; add images, lower "
+                         f"--num_folds, or split the groups of --groups; {EXACT_HINT}")
     return fold_of
+
+
+def split_groups(labels, num_folds, seed, groups):
+    """Balanced folds, int64 [N], that have every category, or None if none were found.
+
+    StratifiedGroupKFold places one group after the other and misses splits that exist. Where a
+    category has few groups, this is an integer program: how many of the groups with the same
+    contents go to each fold, so that the fewest images are in a fold more or less than their
+    category's share. The other groups follow one by one, the largest first.
+    """
+    _, group_of = np.unique(groups, return_inverse=True)
+    contents = np.zeros((group_of.max() + 1, labels.max() + 1), int)  # images by group, category
+    np.add.at(contents, (group_of, labels), 1)
+    rng, fold_of_group = np.random.default_rng(seed), np.empty(len(contents), np.int64)
+    few = np.count_nonzero(contents, 0) < FEW_GROUPS * num_folds
+    decisive = contents[:, few].any(1)
+    kinds, kind_of, sizes = np.unique(contents[decisive], axis=0, return_inverse=True,
+                                      return_counts=True)
+    in_fold = kron(kinds.T, eye(num_folds))  # [categories * folds, kinds * folds]
+    surplus = eye(in_fold.shape[0])
+    share = np.repeat(contents[decisive].sum(0) / num_folds, num_folds)
+    constraints = [
+        LinearConstraint(hstack([kron(eye(len(kinds)), np.ones(num_folds)),
+                                 csr_array((len(kinds), len(share)))]), sizes, sizes),
+        LinearConstraint(hstack([in_fold, 0 * surplus]), np.repeat(few, num_folds), np.inf),
+        LinearConstraint(hstack([in_fold, surplus]), share, np.inf),
+        LinearConstraint(hstack([in_fold, -surplus]), -np.inf, share)]
+    totals = contents.sum(0)
+    cost = np.r_[np.zeros(in_fold.shape[1]), np.repeat(1 / totals, num_folds)]
+    found = milp(cost, constraints=constraints, integrality=cost == 0,
+                 options=dict(node_limit=1000, time_limit=30, mip_rel_gap=0.05)).x
+    if found is None:
+        return None
+    names = rng.permutation(num_folds)  # which of the folds is the first, the second, ...
+    for kind, numbers in enumerate(np.round(found[:in_fold.shape[1]]).astype(int)
+                                   .reshape(-1, num_folds)):
+        same = np.flatnonzero(decisive)[kind_of.ravel() == kind]
+        fold_of_group[rng.permutation(same)] = names.repeat(numbers)
+    counts = np.zeros((num_folds, len(totals)))
+    np.add.at(counts, fold_of_group[decisive], contents[decisive])
+    rest = rng.permutation(np.flatnonzero(~decisive))
+    for g in rest[np.argsort(-contents[rest].sum(1), kind="stable")]:
+        k = np.argmin(counts @ (contents[g] / totals**2))  # increases the sum of squares least
+        counts[k] += contents[g]
+        fold_of_group[g] = k
+    return fold_of_group[group_of.ravel()] if (counts > 0).all() else None
 
 
 def images_per_fold(settings):
@@ -115,7 +176,7 @@ def mixup(needed, b, num_folds, alpha, rng):
 
 
 def mixed(x, rows, partners, lam):
-    """lam * x[rows] + (1 - lam) * x[partners], float32 [len(rows), 3, S, S]."""
+    """lam * x[rows] + (1 - lam) * x[partners], float32 [len(rows), ...]."""
     own = x[rows]
     if lam == 1:
         return own
@@ -126,14 +187,20 @@ def mixed(x, rows, partners, lam):
     return other
 
 
-def train_batches(images, fold_of, order, settings, epoch, first_step=0, threads=1):
+def train_batches(images, fold_of, order, settings, epoch, first_step=0, threads=1, store=None):
     """Yield the Batch of each step of an epoch, made in threads ahead of time.
 
-    order: of epoch_order.
+    order: of epoch_order; store: of utils.store.open_store.
     """
     b, steps = images_per_fold(settings), len(order)
     needed = fold_of[order[0, ::b]]
     mixing = settings.mixup_alpha and epoch >= settings.warmup_epochs
+    versions = store.versions(epoch) if store else None
+
+    def pixels(drawn):
+        if store:
+            return stored_version(images, drawn, settings, versions[drawn])
+        return augmented(images, drawn, settings, epoch)
 
     def make(step):
         rows = order[step]
@@ -141,15 +208,24 @@ def train_batches(images, fold_of, order, settings, epoch, first_step=0, threads
         if mixing:
             rng = np.random.default_rng([settings.seed, MIXUP, epoch, step])
             partner, lam = mixup(needed, b, settings.num_folds, settings.mixup_alpha, rng)
-        share = world.share(len(rows))
-        drawn, place = np.unique(np.concatenate([share, partner[share]]), return_inverse=True)
-        x = augmented(images, rows[drawn], settings, epoch)
-        x = mixed(x, place[:len(share)], place[len(share):], lam)
+
+        def mix(read, places):
+            """read(images) at these places of the batch, mixed with their partners'."""
+            both = np.concatenate([places, partner[places]])
+            drawn, place = np.unique(both, return_inverse=True)
+            x = read(rows[drawn])
+            return mixed(x, place[:len(places)], place[len(places):], lam)
+        # every process reads all that is stored: cheaper than to send it
+        stored = {name: mix(lambda drawn: store.read(name, drawn, versions[drawn]),
+                            np.arange(len(rows))) for name in (store.names if store else ())}
+        x = None if "maps" in stored else mix(pixels, world.share(len(rows)))
         return Batch(x, fold_of[rows], images.labels[rows], images.labels[rows[partner]], lam,
-                     epoch, step, steps)
+                     epoch, step, steps, stored)
     with progress(None, f"epoch {epoch + 1}/{settings.num_epochs}", order.size, "image") as bar:
         bar.update(first_step * order.shape[1])
         for batch in prefetch(make, range(first_step, steps), min(threads, MAX_READERS)):
+            if on_gpu() and batch.x is not None:
+                batch.x = to_device(batch.x)  # once, for teacher and stem
             yield batch
             bar.update(len(batch))
 
@@ -159,6 +235,20 @@ def augmented(images, rows, settings, epoch):
     return normalize([augment(images.square(i), settings,
                               np.random.default_rng([settings.seed, AUGMENT, epoch, i]))
                       for i in rows])
+
+
+def stored_version(images, rows, settings, versions):
+    """What --stored_augmentations and the teacher's heads see, float32 [len(rows), 3, S, S].
+
+    versions: of each image, int [len(rows)]; 0 is the plain image, all others are augmented.
+    """
+    def crop(i, version):
+        if version == 0:
+            return center_crop(images.square(i), settings.image_size)
+        # epochs counted down from the last 32-bit number: fresh augmentations are never the same
+        rng = np.random.default_rng([settings.seed, AUGMENT, 2**32 - version, i])
+        return augment(images.square(i), settings, rng)
+    return normalize([crop(i, version) for i, version in zip(rows, versions)])
 
 
 def plain(images, rows, settings):

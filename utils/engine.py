@@ -6,18 +6,21 @@ import ctypes
 import errno
 import os
 import platform
+import sys
 import tempfile
 
 import cv2
 import numpy as np
 import paddle
 from paddle import inference
+from paddle.nn import functional as F
 
 from models.student_model import freeze
-from utils import CORES, processor  # noqa: F401
+from utils import CORES, VERSION, processor  # noqa: F401
 from utils.errors import InputError
 from utils.files import free_bytes
 
+NO_GPU = "no GPU: this Paddle was built for the CPU, or no CUDA device is visible"
 M_TRIM_THRESHOLD, M_MMAP_MAX, M_ARENA_MAX = -1, -4, -8  # of malloc.h
 # AVX512-BF16 or AMX, unless oneDNN is told to do without; other processors would emulate it slowly,
 # and Paddle 2 prints a dozen lines with it
@@ -37,21 +40,65 @@ def keep_memory():
 
 
 def choose_device(wanted="auto"):
-    """Select 'cpu' or 'gpu' for Paddle and return it. Raises InputError if the GPU is missing."""
-    # set_device('gpu') without a GPU kills the process, so count first
-    gpus = paddle.device.is_compiled_with_cuda() and paddle.device.cuda.device_count()
-    if wanted == "gpu" and not gpus:
-        raise InputError("no GPU: this Paddle was built for the CPU, or no CUDA device is visible; "
-                         "leave the GPU option out, or install from requirements-gpu.txt")
-    device = "cpu" if wanted == "cpu" or not gpus else "gpu"
-    paddle.set_device(device)
-    return device
+    """Select 'cpu' or 'gpu' for Paddle and return it.
+
+    'auto' takes a GPU that works, else the CPU; a note says so if there is one. Raises InputError
+    if 'gpu' is wanted and cannot be used.
+    """
+    if wanted != "cpu":
+        problem = try_gpu()
+        if not problem:
+            return "gpu"
+        if wanted == "gpu":
+            raise InputError(f"{problem}; leave the GPU option out, or see docs/gpu.md")
+        if problem != NO_GPU:
+            print(f"note: {problem}; continues on the CPU, see docs/gpu.md", file=sys.stderr)
+    paddle.set_device("cpu")
+    return "cpu"
+
+
+def try_gpu():
+    """Select the GPU. Returns why it cannot be used, or ""."""
+    try:
+        # set_device('gpu') without a GPU kills the process, so count first
+        if not (paddle.device.is_compiled_with_cuda() and paddle.device.cuda.device_count()):
+            return NO_GPU
+        paddle.set_device("gpu")
+        # needs cuDNN and kernels for this card, without which Paddle 2 may compute nonsense
+        result = F.conv2d(paddle.ones([1, 3, 8, 8]), paddle.ones([4, 3, 3, 3])).numpy()
+    except Exception as e:  # whatever Paddle raises; its message may begin with pages of C++
+        message = str(e).rpartition("Error Message Summary:")[2].strip(" -\n") or repr(e)
+        return f"the GPU does not work: {message.splitlines()[0]}"
+    return "" if (result == 27).all() else "the GPU does not work: it computes wrong numbers"
+
+
+def on_gpu():
+    """Whether the selected device is a GPU."""
+    return paddle.get_device() != "cpu"
+
+
+def has_half():
+    """Whether half precision is fast here: bfloat16 on processors that are made for it, float16 on
+    GPUs from compute capability 7.0."""
+    return paddle.device.cuda.get_device_capability()[0] >= 7 if on_gpu() else BFLOAT16
+
+
+def to_device(x):
+    """An array as a Tensor (a Tensor stays as it is). On a GPU nothing waits for the copy."""
+    if isinstance(x, paddle.Tensor):
+        return x
+    if not on_gpu():
+        return paddle.to_tensor(x)
+    return paddle.to_tensor(x, place=paddle.CUDAPinnedPlace()).cuda(blocking=False)
 
 
 def versions():
     """What decides a result, for the log and the JSON beside the weights."""
-    return {"python": platform.python_version(), "paddle": paddle.__version__,
-            "numpy": np.__version__, "opencv": cv2.__version__, "system": platform.platform()}
+    gpu = {"gpu": paddle.device.cuda.get_device_name(), "cuda": paddle.version.cuda(),
+           "cudnn": paddle.device.get_cudnn_version()} if on_gpu() else {}
+    return {"visiondistillgc": VERSION, "python": platform.python_version(),
+            "paddle": paddle.__version__, "numpy": np.__version__, "opencv": cv2.__version__,
+            "system": platform.platform(), **gpu}
 
 
 def compiled(layer, input_shape, threads=1, half=False):
@@ -60,13 +107,15 @@ def compiled(layer, input_shape, threads=1, half=False):
     run takes float32 [B, *input_shape] (array or Tensor) and returns a float32 Tensor. On a CPU it
     is Paddle Inference with oneDNN on `threads` cores, equal to layer(x) within 1e-4 and three
     times as fast; with `half` it computes in bfloat16 where the processor has it, twice as fast
-    again and within 2 % of the largest value. On a GPU it is the dynamic graph in half precision.
+    again and within 2 % of the largest value. On a GPU it is the dynamic graph, with `half` in
+    float16 where the GPU is made for it.
     """
     freeze(layer)
-    if not paddle.get_device().startswith("cpu"):
+    half = half and has_half()
+    if on_gpu():
         def run_on_gpu(x):
-            with paddle.no_grad(), paddle.amp.auto_cast():
-                return layer(paddle.to_tensor(x)).astype("float32")
+            with paddle.no_grad(), paddle.amp.auto_cast(half):
+                return layer(to_device(x)).astype("float32")
         return run_on_gpu
 
     # On Windows, Paddle opens no file below a user folder with a non-ASCII name; PUBLIC is ASCII
@@ -99,11 +148,12 @@ def predictor(prefix, threads, half=False):
     config = inference.Config(network_file(prefix), prefix + ".pdiparams")
     config.disable_gpu()
     config.enable_mkldnn()
-    if half and BFLOAT16:
+    if half:
         config.enable_mkldnn_bfloat16()
     config.set_cpu_math_library_num_threads(threads)
     config.disable_glog_info()
     network = inference.create_predictor(config)
+    paddle.base.core.set_num_threads(1)  # as after each run: those threads are for this network
     source = network.get_input_handle(network.get_input_names()[0])
     result = network.get_output_handle(network.get_output_names()[0])
 

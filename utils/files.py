@@ -14,7 +14,8 @@ from utils.errors import InputError
 def write_whole(path, write):
     """Write a file through a temporary one beside it, so that `path` is complete before and after.
 
-    write(file) gets the file, opened for bytes. Raises OSError; nothing half-written stays.
+    write(file) gets the file, opened for bytes. Raises OSError that names `path`, also where the
+    disk is full, and nothing half-written stays.
     """
     unfinished = f"{path}.tmp"
     try:
@@ -30,7 +31,9 @@ def write_whole(path, write):
                 if sys.platform != "win32" or attempt == 20:
                     raise
                 time.sleep(0.1)
-    except BaseException:  # Ctrl-C too
+    except BaseException as e:  # Ctrl-C too
+        if isinstance(e, OSError):
+            e.filename = e.filename or path
         if os.path.exists(unfinished):
             os.remove(unfinished)
         raise
@@ -96,3 +99,12 @@ def check_new(option, path):
 def quoted(path):
     """The path as an argument in a command that the program prints."""
     return subprocess.list2cmdline([path]) if os.name == "nt" else shlex.quote(path)
+
+
+def here(name):
+    """A file of this program as an argument in a command, for the folder where the user is."""
+    path = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), name)
+    try:
+        return quoted(min(os.path.relpath(path), path, key=len))
+    except ValueError:  # another drive of Windows
+        return quoted(path)

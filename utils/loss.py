@@ -12,10 +12,16 @@ def label_loss(logits, labels_a, labels_b, lam, class_weights):
     logits z: float32 [B, C] for the images lam * a + (1 - lam) * b; labels: int64 [B];
     class_weights w: float32 [C]. CE_w is the mean weighted by the labels' class weights.
     """
-    loss = lam * F.cross_entropy(logits, labels_a, weight=class_weights)
+    loss = lam * weighted_cross_entropy(logits, labels_a, class_weights)
     if lam < 1:
-        loss = loss + (1 - lam) * F.cross_entropy(logits, labels_b, weight=class_weights)
+        loss = loss + (1 - lam) * weighted_cross_entropy(logits, labels_b, class_weights)
     return loss
+
+
+def weighted_cross_entropy(logits, labels, class_weights):
+    """F.cross_entropy(logits, labels, weight=class_weights), which waits for a GPU in Paddle 2."""
+    weights = class_weights.index_select(labels)
+    return (weights * F.cross_entropy(logits, labels, reduction="none")).sum() / weights.sum()
 
 
 def soft_label_loss(logits, teacher_logits, temperature):

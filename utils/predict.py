@@ -7,6 +7,7 @@
 """
 import glob
 import os
+import sys
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -17,14 +18,17 @@ from utils import CORES
 from utils.engine import compiled, network_file, predictor, versions
 from utils.errors import InputError
 from utils.explain import explain
-from utils.images.dataset import list_files
+from utils.files import here
+from utils.images.dataset import list_files, listed, sub_folders
 from utils.images.read import UnreadableImage, read_image
-from utils.settings import composed
+from utils.settings import FINAL, composed
 from utils.threads import prefetch
 from utils.transforms import normalize, preprocess
-from utils.weights import EXPORTS, load_into, read_about, read_arrays
+from utils.weights import EXPORTS, load_into, read_about, read_student
 
 UNSURE = "unsure"
+# What --model_path takes of a folder: of main.py, or of export.py
+WEIGHTS = (FINAL, "*.pdparams", "model.pdiparams", "model.onnx", "*.onnx")
 
 
 class Model(NamedTuple):
@@ -69,7 +73,7 @@ def load_students(paths, categories=None):
     Of several students, `about` names all runs and has the settings that are the same in all.
     Raises InputError as load_model does.
     """
-    abouts = [read_about(path) for path in paths]
+    abouts, weights = zip(*map(read_student, paths))
     for path, about in zip(paths, abouts):
         for key in ("categories", "image_size"):
             if about[key] != abouts[0][key]:
@@ -77,16 +81,16 @@ def load_students(paths, categories=None):
                                  f"{abouts[0][key]} and {about[key]}")
     check_categories(abouts[0], categories)
     students = []
-    for path, about in zip(paths, abouts):
+    for path, about, arrays in zip(paths, abouts, weights):
         student = Student(len(about["categories"]), about["freeze_depth"])
-        load_into(student, read_arrays(path), path)
+        load_into(student, arrays, path)
         student.eval()
         students.append(student)
     return _shared(abouts), students, [about.get("temperature", 1.0) for about in abouts]
 
 
 def _shared(abouts):
-    first, *others = abouts
+    first, *others = ({k: v for k, v in about.items() if k != "checksum"} for about in abouts)
     if not others:
         return first
     settings = {k: v for k, v in first.get("settings", {}).items()
@@ -117,7 +121,7 @@ def load_export(path):
         import onnxruntime  # optional
     except ImportError as e:
         raise InputError(
-            f"{path} needs ONNX Runtime: pip install -r requirements-export.txt") from e
+            f"{path} needs ONNX Runtime: pip install -r {here('requirements-export.txt')}") from e
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads, options.log_severity_level = CORES, 3
     try:
@@ -146,29 +150,56 @@ def check_threshold(min_confidence, categories):
 
 
 def expand(patterns):
-    """The files that the patterns name, for shells that do not expand *, as on Windows."""
-    files = []
-    for pattern in patterns:
+    """The paths that the patterns name, for shells that do not expand * and ~, as on Windows."""
+    paths = []
+    for pattern in map(os.path.expanduser, patterns):
         folder, name = os.path.split(pattern)
         if os.path.isdir(folder):
             folder = glob.escape(folder)  # its name may have brackets
-        matches = [] if os.path.exists(pattern) else sorted(glob.glob(os.path.join(folder, name)))
-        files += matches or [pattern]
-    return files
+        matches = [] if os.path.exists(pattern) else sorted(
+            glob.glob(os.path.join(folder, name), recursive=True))
+        paths += matches or [pattern]
+    return paths
 
 
-def find_images(path, recursive=False):
-    """([path], [(path, reason)] of the files left out) of an image or a folder of images.
+def find_weights(patterns):
+    """The files of --model_path; of a folder the first kind of WEIGHTS that is in it.
 
-    Raises InputError if there is no such file or folder.
+    Raises InputError if a folder has none.
     """
-    if os.path.isdir(path):
-        files, left_out = list_files(path, recursive)
-        return ([os.path.join(path, f) for f in files],
-                [(os.path.join(path, f), reason) for f, reason in left_out])
-    if not os.path.lexists(path):
-        raise InputError(f"--image_path {path}: there is no such image or folder")
-    return [path], []
+    paths = []
+    for path in expand(patterns):
+        found = [path]
+        if os.path.isdir(path):
+            kinds = (sorted(glob.glob(os.path.join(glob.escape(path), kind))) for kind in WEIGHTS)
+            found = next(filter(None, kinds), [])
+            if not found:
+                raise InputError(f"--model_path {path}: is a folder without {', '.join(WEIGHTS)}; "
+                                 f"its sub-folders: {listed(sub_folders(path))}")
+            print(f"note: --model_path {path}: is a folder, of which are taken: "
+                  f"{listed([os.path.basename(f) for f in found])}", file=sys.stderr)
+        paths += found
+    return paths
+
+
+def find_images(patterns, recursive=False):
+    """([path], [(path, reason)] of the files left out) of images, folders and patterns of them.
+
+    patterns: one or several. Raises InputError if one does not exist, or if there are only
+    sub-folders and they are not searched.
+    """
+    paths, left_out = [], []
+    for path in expand([patterns] if isinstance(patterns, str) else patterns):
+        files, rest = list_files(path, recursive) if os.path.isdir(path) else ([""], [])
+        if not os.path.lexists(path):
+            raise InputError(f"--image_path {path}: there is no such image or folder")
+        paths += [os.path.join(path, f) if f else path for f in files]
+        left_out += [(os.path.join(path, f), reason) for f, reason in rest]
+    folders = [path for path, reason in left_out if reason == "a folder"]
+    if folders and not paths:
+        raise InputError("--image_path: no image there; add --recursive to search the sub-folders, "
+                         f"{listed(folders)}")
+    return [*dict.fromkeys(paths)], left_out
 
 
 def read_images(paths, image_size):

@@ -1,19 +1,22 @@
 """Every setting of a run: name, default, unit, allowed range and help, in one dataclass.
 
-The command line, --help, the README's table and the JSON beside each weights file are made from it.
+The command line, --help, the table of docs/settings.md and the JSON beside each weights file are
+made from it.
 
-    python -m utils.settings        # prints the README's table
+    python -m utils.settings        # prints that table
 """
-import argparse
 import dataclasses
 import json
 import math
 import os
 import unicodedata
 from dataclasses import dataclass, field
+from os.path import expanduser
 
+from utils.command import Parser
 from utils.errors import InputError
 
+FINAL = "final_model.pdparams"  # in save_dir: the student that learned from all images
 DOWNLOAD, RANDOM = "paddle", "random"
 NEWEST = "the newest"  # --resume without a folder
 
@@ -34,12 +37,15 @@ class Settings:
                             free=True)
     categories: tuple[str, ...] = setting((), "use these sub-folders, in this order (default: all, "
                                           "sorted by name)")
+    exclude: tuple[str, ...] = setting((), "leave out these sub-folders (default: none)")
     image_size: int = setting(224, "side of the square that the networks see, pixels", 32, 1024)
     cache_dir: str = setting("data/cache", "where decoded images are kept for later runs",
                              free=True)
     cache_gb: float = setting(16.0, "size limit of cache_dir, GB; the oldest caches are deleted "
                               "first, and images that do not fit are decoded again in every epoch",
                               0, 1e6, free=True)
+    store_gb: float = setting(32.0, "size limit of what --stored_augmentations keeps in cache_dir, "
+                              "GB; the oldest is deleted first", 0, 1e6, free=True)
     # folds
     num_folds: int = setting(5, "number of folds", 2, 100)
     folds: tuple[int, ...] = setting((), "train only these folds, such as 0 2 (default: all)", 0)
@@ -74,18 +80,24 @@ class Settings:
     feature_weight: float = setting(8.0, "weight of the feature loss: the student regresses the "
                                     "teacher's features through one linear layer; 0 switches it "
                                     "off", 0, 1000, per_student=True, off=0.0)
+    no_final_model: bool = setting(False, "train one student per fold only, and no final model, "
+                                   "which learns from all images")
     control: bool = setting(False, "also train every student without the teacher, and compare")
     class_weights: str = setting("balanced", "'balanced' gives every category the same weight in "
                                  "the loss, 'none' every image", choices=("balanced", "none"),
                                  per_student=True)
     mixup_alpha: float = setting(0.2, "parameter of mixup's Beta distribution; 0 switches mixup "
                                  "off", 0, 100)
+    stored_augmentations: int = setting(0, "augmented versions of each image, drawn once: what the "
+                                        "frozen networks compute of them is kept in cache_dir, and "
+                                        "every epoch takes one version; 0 draws new ones in each "
+                                        "epoch", 0, 10000)
     batch_size: int = setting(16, "images per step and student, rounded so that every fold "
                               "contributes the same number", 2, 65536)
     num_epochs: int = setting(50, "maximum number of epochs", 1, 100000)
     warmup_epochs: int = setting(5, "epochs of linear learning rate warm-up, before mixup starts; "
                                  "unless given, at most a tenth of num_epochs", 0)
-    patience: int = setting(20, "early stopping: epochs without a better validation accuracy", 1,
+    patience: int = setting(20, "early stopping: epochs without a new best epoch", 1,
                             per_student=True)
     base_lr: float = setting(1e-3, "peak learning rate of Adam", 1e-9, 10, per_student=True)
     weight_decay: float = setting(1e-4, "L2 penalty", 0, 10, per_student=True)
@@ -100,8 +112,10 @@ class Settings:
     hue: float = setting(0.1, "color jitter: shift of the hue within +- this, in turns", 0, 0.5)
     erasing: float = setting(0.2, "probability that a random rectangle is erased", 0, 1)
     # machine and output
-    device: str = setting("auto", "'auto' takes a GPU if there is one",
-                          choices=("auto", "cpu", "gpu"))
+    device: str = setting("auto", "'auto' takes a GPU if one works here",
+                          choices=("auto", "cpu", "gpu"), free=True)
+    no_half: bool = setting(False, "compute the teacher in float32 where half precision is faster, "
+                            "too (processors with bfloat16, GPUs)")
     threads: int = setting(0, "processor cores to use; 0: all", 0, 4096, free=True)
     log_dir: str = setting("logs", "one sub-folder per run: report, plots, scalars, VisualDL")
     save_dir: str = setting("models_saved", "folder for the best weights of each fold", free=True)
@@ -116,7 +130,7 @@ class Settings:
             value = getattr(self, f.name)
             for v in value if isinstance(value, tuple) else (value,):
                 check_value(f, v)
-        for name in ("folds", "categories"):
+        for name in ("folds", "categories", "exclude"):
             values = getattr(self, name)
             if len(set(values)) < len(values):
                 raise InputError(f"--{name} {shown(values)}: one is named twice")
@@ -157,9 +171,29 @@ class Settings:
                                             if f.metadata["off"] is not None})
 
     @property
+    def augmentation(self):
+        """{name: value} of the settings below `# augmentation`."""
+        names = [f.name for f in dataclasses.fields(self)]
+        between = names[names.index("flip_horizontal"):names.index("device")]
+        return {name: getattr(self, name) for name in between}
+
+    @property
     def trained_folds(self):
         return sorted(self.folds) or list(range(self.num_folds))
 
+    @property
+    def has_final_model(self):
+        """Whether one more student learns from all images; its epoch needs at least two folds."""
+        return not self.no_final_model and len(self.trained_folds) > 1
+
+    @property
+    def held_out(self):
+        """For each student the fold that it does not train on; num_folds, of no image, for the
+        final model."""
+        return self.trained_folds + [self.num_folds] * self.has_final_model
+
+
+FINAL_MODEL = os.path.join(Settings.save_dir, FINAL)  # what inference, export and serve take
 
 # What --sample changes: images drawn by data/make_sample.py, networks that need no download
 SAMPLE = dict(data_dir="data/sample", image_size=40, teacher_weights=RANDOM, student_weights=RANDOM,
@@ -195,13 +229,11 @@ def parse(argv=None, description=None):
     Returns (given, sample, resume): {name: value} of the settings on it, whether --sample is, and
     None, NEWEST or the folder to resume.
     """
-    parser = argparse.ArgumentParser(description=description, allow_abbrev=False,
-                                     usage="%(prog)s [--resume] [options]",
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description, usage="%(prog)s [--resume] [options]")
     parser.add_argument("--sample", action="store_true",
                         help="draw a small set of images and train on it: no download, a few "
-                             "minutes on a laptop; changes some defaults (README)")
-    parser.add_argument("--resume", nargs="?", const=NEWEST, metavar="FOLDER",
+                             "minutes on a laptop; changes some defaults (docs/settings.md)")
+    parser.add_argument("--resume", nargs="?", const=NEWEST, metavar="FOLDER", type=expanduser,
                         help="continue a run that was stopped, such as logs/20260101-120000 "
                              "(default: the newest), with its settings")
     for f in dataclasses.fields(Settings):
@@ -213,7 +245,8 @@ def parse(argv=None, description=None):
             options.update(action="store_true")
         else:
             metavar = None if choices else {int: "N", float: "X", str: "PATH"}[kind]
-            options.update(type=kind, choices=choices, metavar=metavar)
+            options.update(type=expanduser if metavar == "PATH" else kind, choices=choices,
+                           metavar=metavar)
             if isinstance(f.default, tuple):
                 options.update(nargs="+", metavar="N" if kind is int else "NAME")
             elif f.default != "":
@@ -251,11 +284,11 @@ def shown(value):
 
 
 def table():
-    """The README's Markdown table of all settings."""
+    """The Markdown table of all settings."""
     rows = ["| option | default | meaning |", "| --- | --- | --- |"]
     for f in dataclasses.fields(Settings):
         default = json.dumps(f.default) if not isinstance(f.default, (str, tuple)) else \
-            f.default or ("none" if f.type is str else "all")
+            f.default or ("all" if "default: all" in f.metadata["help"] else "none")
         rows.append(f"| `--{f.name}` | {default} | {f.metadata['help']} |")
     return "\n".join(rows)
 

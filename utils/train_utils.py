@@ -10,18 +10,20 @@ from dataclasses import dataclass, field
 import numpy as np
 import paddle
 from paddle.nn import functional as F
+from sklearn.metrics import balanced_accuracy_score
 from sklearn.utils.class_weight import compute_class_weight
 
 from models.student_model import Student, dropout_mask, same_stem
 from models.teacher_model import Head
 from utils.data_utils import DROPOUT, MAX_READERS, plain
 from utils.distributed import world
-from utils.engine import compiled
+from utils.engine import compiled, on_gpu, to_device
 from utils.loss import feature_loss, label_loss, soft_label_loss
+from utils.report.statistics import best_epoch
 from utils.settings import Settings
 from utils.tables import printable
 from utils.threads import prefetch
-from utils.weights import arrays_of, load_into
+from utils.weights import arrays_of, new_student
 
 EVAL_BATCH = 16  # images of a fold at a time
 
@@ -30,7 +32,7 @@ EVAL_BATCH = 16  # images of a fold at a time
 class TrainState:
     """A student in training and everything that belongs to it alone."""
     fold: int                     # it trains on all images but this fold's, which validate it
-    name: str                     # fold0, or control0
+    name: str                     # fold0, control0 or final
     settings: Settings            # a control's differ in the weights of the losses only
     network: Student
     regressor: paddle.nn.Linear   # pooled features -> the teacher's; None without feature loss
@@ -41,7 +43,6 @@ class TrainState:
     rank: int                     # the process that trains it
     history: list = field(default_factory=list)        # a dict of scores per epoch
     probabilities: list = field(default_factory=list)  # of its images, per epoch: float32 [n, C]
-    best_accuracy: float = -1.0
     best_epoch: int = 0                                # from 1
     best_weights: dict = field(default_factory=dict)   # {name: array}, in its own process
     # sums over the epoch, on the device: loss, correct, images, steps with a finite loss
@@ -54,8 +55,24 @@ class TrainState:
         return {"student": self.network} | ({"regressor": self.regressor} if self.regressor else {})
 
     @property
+    def selected_by(self):
+        """The score that chooses the best epoch; it weighs categories as the loss does."""
+        balanced = self.settings.class_weights == "balanced"
+        return "val_balanced_accuracy" if balanced else "val_accuracy"
+
+    @property
+    def curves(self):
+        """(scores, validation losses) per epoch, by which the best epoch is chosen."""
+        return [[h[key] for h in self.history] for key in (self.selected_by, "val_loss")]
+
+    @property
     def is_control(self):
         return self.name.startswith("control")
+
+    @property
+    def is_final(self):
+        """Whether it is the final model, which trains on all images; the folds validate it."""
+        return self.fold == self.settings.num_folds
 
     @property
     def stopped(self):
@@ -64,19 +81,17 @@ class TrainState:
 
 
 def build_student(k, labels, fold_of, head, settings, weights=("random weights", None),
-                  name="fold"):
-    """A new student of fold k; the same start for all folds and for the control.
+                  name=None):
+    """A new student of fold k (num_folds: the final model); all start from the same weights.
+
+    name: fold<k> or final if none is given.
 
     labels, fold_of: int [N]; head: the teacher's, of this fold; weights: MobileNetV2's, from
     utils.weights.imagenet_weights.
     """
     num_classes = head.bias.shape[1]
-    paddle.seed(settings.seed)
     with paddle.utils.unique_name.guard():  # Adam's state is keyed by names
-        network, regressor = Student(num_classes, settings.freeze_depth), None
-        source, arrays = weights
-        if arrays:
-            load_into(network.features, arrays, source, "features.")
+        network, regressor = new_student(num_classes, settings, weights), None
         trainable = [p for p in network.parameters() if not p.stop_gradient]
         if settings.has_feature_loss:  # drawn last, so that a control starts from the same weights
             regressor = paddle.nn.Linear(network.hidden.weight.shape[0], len(head.mean))
@@ -88,11 +103,12 @@ def build_student(k, labels, fold_of, head, settings, weights=("random weights",
     if settings.class_weights == "balanced":
         class_weights = compute_class_weight("balanced", classes=np.arange(num_classes),
                                              y=labels[fold_of != k])
-    return TrainState(k, f"{name}{k}", settings, network, regressor,
+    name = name or ("final" if k == settings.num_folds else f"fold{k}")
+    return TrainState(k, name, settings, network, regressor,
                       Head(*map(paddle.to_tensor, head)), optimizer,
                       paddle.to_tensor(class_weights.astype("float32")),
                       np.flatnonzero(fold_of == k),
-                      settings.trained_folds.index(k) % world.size)
+                      settings.held_out.index(k) % world.size)
 
 
 def frozen_stem(students, settings, threads):
@@ -110,14 +126,14 @@ def frozen_stem(students, settings, threads):
         raise ValueError("students with different frozen blocks cannot train side by side")
     depth = students[0].network.freeze_depth
     if depth == 0:
-        return paddle.to_tensor
+        return to_device
     side = settings.image_size
     return compiled(students[0].network.features[:depth], [3, side, side], threads)
 
 
 def student_threads(threads):
     """A pool in which students train side by side; a GPU queues the work by itself."""
-    return ThreadPoolExecutor(threads if paddle.get_device() == "cpu" else 1)
+    return ThreadPoolExecutor(1 if on_gpu() else threads)
 
 
 def learning_rate(step, total_steps, warmup_steps, base_lr):
@@ -156,17 +172,17 @@ def student_loss(student, pooled, logits, labels, labels_b, lam, features):
 def train_step(student, batch, features, maps):
     """One update of one student, on the images of the batch that are not of its own fold.
 
-    features: the teacher's, [B, D], or None; maps: the stem's, [B, C, H, W].
+    features: the teacher's, [B, D], or None; maps: the stem's, [B, C, H, W]. Nothing here waits for
+    a GPU.
     """
     settings, network = student.settings, student.network
     rows = np.flatnonzero(batch.fold_of != student.fold)  # no image of its own fold gets further
-    on_device = paddle.to_tensor(rows)
-    maps = maps.index_select(on_device)
-    features = features.index_select(on_device) if settings.has_teacher else None
-    labels, labels_b = paddle.to_tensor(batch.labels[rows]), paddle.to_tensor(batch.labels_b[rows])
     rng = np.random.default_rng([settings.seed, DROPOUT, student.fold, batch.epoch, batch.step])
     hidden = network.hidden.weight.shape[1]
-    mask = paddle.to_tensor(dropout_mask([len(rows), hidden], settings.dropout, rng))
+    mask = to_device(dropout_mask([len(rows), hidden], settings.dropout, rng))
+    rows, labels, labels_b = to_device(np.stack([rows, batch.labels[rows], batch.labels_b[rows]]))
+    maps = maps.index_select(rows)
+    features = features.index_select(rows) if settings.has_teacher else None
 
     pooled = network.pool(maps)
     logits = network.head(pooled, mask)
@@ -174,7 +190,7 @@ def train_step(student, batch, features, maps):
     loss.backward()
     student.optimizer.set_lr(rate_at(settings, batch.epoch, batch.step, batch.steps))
     student.optimizer.step()
-    student.optimizer.clear_grad()
+    student.optimizer.clear_grad(set_to_zero=False)
 
     with paddle.no_grad():
         predicted = logits.argmax(1)
@@ -187,65 +203,85 @@ def train_step(student, batch, features, maps):
             finite.astype("float32")])
 
 
-def evaluate(students, stem, images, settings, threads):
+def evaluate(students, stem, images, settings, threads, store=None):
     """Class probabilities of each student on its own fold: {name: float32 [n, C]}, as its .images.
 
-    In batches of one fold, so that they do not depend on what else is evaluated. Leaves the
-    networks in training mode.
+    In batches of one fold, so that they do not depend on what else is evaluated; with the maps in
+    the `store`, where they are. Leaves the networks in training mode.
     """
+    students = [s for s in students if not s.is_final]  # which has no images to validate on
     rows_of = {s.fold: s.images for s in students}  # a control has the images of its student
     longest = max(map(len, rows_of.values()), default=0)
     jobs = [{k: rows[i:i + EVAL_BATCH] for k, rows in rows_of.items() if i < len(rows)}
             for i in range(0, longest, EVAL_BATCH)]
-    batches = prefetch(lambda job: {k: plain(images, rows, settings) for k, rows in job.items()},
+    stored = store and "maps" in store.names
+
+    def read(rows):
+        if stored:
+            return store.read("maps", rows, np.zeros(len(rows), int))
+        return plain(images, rows, settings)
+    batches = prefetch(lambda job: {k: read(rows) for k, rows in job.items()},
                        jobs, min(threads, MAX_READERS))
 
     def predict(student, maps):
         with paddle.no_grad():
-            return F.softmax(student.network.tail(maps)).numpy()
+            return F.softmax(student.network.tail(maps))
     for student in students:
         student.network.eval()
     outputs = {s.name: [] for s in students}
     with student_threads(threads) as pool:
         for batch in batches:
-            maps = {k: stem(x) for k, x in batch.items()}
+            maps = {k: to_device(x) if stored else stem(x) for k, x in batch.items()}
             present = [s for s in students if s.fold in maps]
             predicted = pool.map(lambda s: predict(s, maps[s.fold]), present)
             for student, probs in zip(present, predicted):
                 outputs[student.name].append(probs)
     for student in students:
         student.network.train()
-    return {name: np.concatenate(probs) for name, probs in outputs.items()}
+    return {name: paddle.concat(probs).numpy() for name, probs in outputs.items()}
 
 
-def finish_epoch(active, probabilities, images, fold_of, order, epoch):
-    """Score the epoch of each active student, in all processes alike.
+def finish_epoch(students, probabilities, images, fold_of, order, epoch):
+    """Score the epoch of each student that has not stopped, in all processes alike.
 
-    probabilities: {name: float32 [n, C]} of the students of this process; order: of the epoch.
-    A new best accuracy keeps the weights. A loss or an output that is not finite ends the student
-    here: `failed` says why, and it has no scores of this epoch.
+    students: all; probabilities: {name: float32 [n, C]} of those of this process; order: of the
+    epoch. A better epoch keeps the weights. A loss or an output that is not finite ends the student
+    here: `failed` says why, and it has no scores of this epoch. The final model's scores are the
+    means of the folds' latest.
     """
-    results = {s.name: score_epoch(s, probabilities[s.name], images, fold_of, order, epoch)
-               for s in active if s.rank == world.rank}
-    results = world.gather(results)
-    for student in active:
+    active = [s for s in students if not s.stopped]
+    results = world.gather({
+        s.name: score_epoch(s, probabilities.get(s.name), images, fold_of, order, epoch)
+        for s in active if s.rank == world.rank})
+    for student in sorted(active, key=lambda s: s.is_final):  # last
         student.failed, scores, probs = results[student.name]
         student.running = paddle.zeros([4])
+        if student.is_final and not student.failed:
+            latest = [s.history[-1] for s in students
+                      if s.history and not (s.is_control or s.is_final)]
+            if latest:
+                scores |= {key: np.mean([h[key] for h in latest]).item()
+                           for key in latest[0].keys() - scores.keys()}
+            else:
+                student.failed = f"epoch {epoch + 1}: no fold has a score"
         if student.failed:
             continue
         student.history.append(scores)
-        student.probabilities.append(probs)
-        if scores["val_accuracy"] > student.best_accuracy:
-            student.best_accuracy, student.best_epoch = scores["val_accuracy"], epoch + 1
-            if student.rank == world.rank:
-                student.best_weights = arrays_of(student.network)
+        if not student.is_final:
+            student.probabilities.append(probs)
+        student.best_epoch = best_epoch(*student.curves)
+        if student.best_epoch == len(student.history) and student.rank == world.rank:
+            student.best_weights = arrays_of(student.network)
 
 
 def score_epoch(student, probs, images, fold_of, order, epoch):
-    """(why it failed or "", scores of the epoch or None, its probabilities)."""
+    """(why it failed or "", scores of the epoch or None, its probabilities).
+
+    Without `probs` the scores are those of training only.
+    """
     loss, correct, seen, finite = student.running.numpy().astype("float64")
     steps = len(order)
-    if finite < steps or not np.isfinite(probs).all():
+    if finite < steps or probs is not None and not np.isfinite(probs).all():
         step = int(min(finite, steps - 1))
         rows = order[step][fold_of[order[step]] != student.fold]
         names = [printable(images.paths[i]) for i in rows[:5]] + ["..."] * (len(rows) > 5)
@@ -253,10 +289,12 @@ def score_epoch(student, probs, images, fold_of, order, epoch):
         return (f"epoch {epoch + 1}, step {step + 1} of {steps}: the loss or a weight is no longer "
                 f"a finite number (learning rate {rate:.3g}; images {', '.join(names)}); lower "
                 "--base_lr"), None, None
-    labels = images.labels[student.images]
-    likelihood = probs[np.arange(len(probs)), labels]
-    return "", dict(
-        epoch=epoch + 1, learning_rate=rate_at(student.settings, epoch, steps - 1, steps),
-        train_loss=loss / seen, train_accuracy=correct / seen,
-        val_loss=float(-np.log(likelihood + 1e-12).mean()),
-        val_accuracy=float((probs.argmax(1) == labels).mean())), probs
+    scores = dict(epoch=epoch + 1, train_loss=loss / seen, train_accuracy=correct / seen,
+                  learning_rate=rate_at(student.settings, epoch, steps - 1, steps))
+    if probs is not None:
+        labels = images.labels[student.images]
+        likelihood, predicted = probs[np.arange(len(probs)), labels], probs.argmax(1)
+        scores |= dict(val_loss=float(-np.log(likelihood + 1e-12).mean()),
+                       val_accuracy=float((predicted == labels).mean()),
+                       val_balanced_accuracy=float(balanced_accuracy_score(labels, predicted)))
+    return "", scores, probs

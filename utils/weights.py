@@ -13,15 +13,16 @@ import time
 import zlib
 
 import numpy as np
+import paddle
 from paddle.utils.download import WEIGHTS_HOME, get_weights_path_from_url
 from paddle.vision.models import mobilenetv2, resnet
 
 from models import MEAN, STD
-from models.student_model import BLOCKS
+from models.student_model import BLOCKS, Student
 from utils.engine import versions
 from utils.errors import InputError
-from utils.files import new_folder, read_json, write_json, write_whole
-from utils.settings import DOWNLOAD, RANDOM
+from utils.files import free_bytes, new_folder, read_json, write_json, write_whole
+from utils.settings import DOWNLOAD, FINAL, RANDOM
 from utils.transforms import square_side
 
 EXPORTS = (".onnx", ".pdiparams")  # files of export.py
@@ -114,6 +115,18 @@ def imagenet_weights(option, value):
     return path, read_arrays(path)
 
 
+def new_student(num_classes, settings, weights):
+    """A Student with the weights of imagenet_weights, or random ones that depend on the seed only.
+
+    Its frozen blocks are the same in every fold.
+    """
+    paddle.seed(settings.seed)
+    network, (source, arrays) = Student(num_classes, settings.freeze_depth), weights
+    if arrays:
+        load_into(network.features, arrays, source, "features.")
+    return network
+
+
 def arrays_of(layer):
     """{name: array} of a layer's parameters and statistics, copied."""
     return {k: np.array(v.numpy()) for k, v in layer.state_dict().items()}
@@ -130,19 +143,56 @@ def digest(arrays):
 
 
 def save_weights(path, arrays, about):
-    """Write {name: array} to `path`, and the dict `about` as JSON beside it."""
+    """Write {name: array} to `path`, and the dict `about` with their checksum as JSON beside it."""
     write_whole(path, lambda f: pickle.dump(arrays, f, protocol=4))
-    write_json(about_path(path), about)
+    write_json(about_path(path), {**about, "checksum": checksum(arrays, about)})
+
+
+def checksum(arrays, about):
+    """CRC-32 of weights and the name of their run; categories may be renamed by hand."""
+    return zlib.crc32(about.get("run", "").encode(), digest(arrays))
+
+
+def read_student(path):
+    """(the JSON beside a weights file, {name: array}).
+
+    Raises InputError as read_about and read_arrays do, and if the two do not belong together; files
+    of earlier versions have no checksum, and are trusted.
+    """
+    about, arrays = read_about(path), read_arrays(path)
+    if "checksum" in about and about["checksum"] != checksum(arrays, about):
+        raise InputError(f"{path} and {about_path(path)} do not belong together: one of them is of "
+                         "another student; copy both files from one run again (if a run is just "
+                         "writing there, try again)")
+    return about, arrays
 
 
 def weights_path(settings, fold):
-    return os.path.join(settings.save_dir, f"best_model_fold{fold}.pdparams")
+    """The file of a student; fold num_folds: of the final model."""
+    name = FINAL if fold == settings.num_folds else f"best_model_fold{fold}.pdparams"
+    return os.path.join(settings.save_dir, name)
+
+
+def check_room(settings, num_classes, resuming):
+    """Raises InputError if the disk of save_dir is too small for the students' best weights."""
+    paths = [weights_path(settings, k) for k in settings.held_out]
+    with paddle.utils.unique_name.guard():
+        arrays = Student(num_classes, settings.freeze_depth).state_dict().values()
+    # A file is written whole before the one that it replaces goes; those of a resumed run are there
+    needed = 4 * sum(v.size for v in arrays) * (len(paths) + 1)
+    free = free_bytes(settings.save_dir) + sum(
+        os.path.getsize(path) for path in paths if resuming and os.path.exists(path))
+    if needed > free:
+        raise InputError(f"the weights of this run take {needed / 1e6:.0f} MB and "
+                         f"{settings.save_dir} has {free / 1e6:.0f} MB free; make room, or choose "
+                         "another place with --save_dir")
 
 
 def describe(student, run, settings, categories):
     """The JSON beside a student's weights: what inference and a reader need to know.
 
-    student: TrainState, of which the best epoch was saved; run: name of the run's folder.
+    student: TrainState, of which the best epoch was saved; run: name of the run's folder. The
+    final model has no fold; its scores in validation are the means of the folds'.
     """
     return {
         "categories": categories, "image_size": settings.image_size,
@@ -150,7 +200,8 @@ def describe(student, run, settings, categories):
                           "center_crop": settings.image_size, "channels": "RGB",
                           "mean": MEAN, "std": STD, "steps": PREPROCESSING},
         "architecture": "MobileNetV2", "freeze_depth": settings.freeze_depth,
-        "fold": student.fold, "num_folds": settings.num_folds, "epoch": student.best_epoch,
+        "fold": None if student.is_final else student.fold, "num_folds": settings.num_folds,
+        "epoch": student.best_epoch,
         "scores": student.history[student.best_epoch - 1], "run": run,
         "settings": vars(settings), "versions": versions()}
 
@@ -190,7 +241,10 @@ def read_about(path):
 
 def update_about(path, **changes):
     """Change or add entries of the JSON beside a weights file. Raises as read_about does."""
-    write_json(about_path(path), {**read_about(path), **changes})
+    about = {**read_about(path), **changes}
+    if "run" in changes and "checksum" in about:
+        about["checksum"] = checksum(read_arrays(path), about)
+    write_json(about_path(path), about)
 
 
 def move_earlier_weights(save_dir, but=None):
@@ -202,7 +256,7 @@ def move_earlier_weights(save_dir, but=None):
     os.makedirs(save_dir, exist_ok=True)
     run_of = {}
     for name in sorted(os.listdir(save_dir), reverse=True):  # .pdparams before .json
-        if not re.fullmatch(r"best_model_fold\d+\.(pdparams|json)", name):
+        if not re.fullmatch(r"(best_model_fold\d+|final_model)\.(pdparams|json)", name):
             continue
         try:
             run = os.path.basename(read_json(about_path(os.path.join(save_dir, name)))["run"])

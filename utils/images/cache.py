@@ -18,8 +18,8 @@ from utils.files import free_bytes, read_json, write_json, write_whole
 from utils.threads import prefetch, progress
 
 
-class Squares:
-    """The uint8 [S, S, 3] arrays of a .npy file, each read when it is asked for.
+class Rows:
+    """The rows of a .npy file, such as squares, uint8 [S, S, 3], each read when it is asked for.
 
     Not a memory map: the pages read through one count as memory of the process (64,000 images at
     224 pixels: 13 GB).
@@ -28,13 +28,13 @@ class Squares:
     def __init__(self, path):
         """Raises OSError or ValueError if there is no such file, or not the whole of it."""
         header = np.lib.format.open_memmap(path, mode="r")
-        self.start, self.shape = header.offset, header.shape[1:]
+        self.start, self.shape, self.dtype = header.offset, header.shape[1:], header.dtype
+        self.size = math.prod(self.shape) * self.dtype.itemsize  # bytes
         # a running process keeps the open file even if another one deletes it
         self.file, self.lock = open(path, "rb"), threading.Lock()
 
     def __getitem__(self, i):
-        size = math.prod(self.shape)
-        start = self.start + i * size
+        size, start = self.size, self.start + i * self.size
         if hasattr(os, "pread"):  # lets threads read at the same time
             data = os.pread(self.file.fileno(), size, start)
         else:  # Windows
@@ -43,7 +43,7 @@ class Squares:
                 data = self.file.read(size)
         if len(data) < size:
             raise OSError(f"{self.file.name} was cut short during the run")
-        return np.frombuffer(data, np.uint8).reshape(self.shape)
+        return np.frombuffer(data, self.dtype).reshape(self.shape)
 
 
 def made_once(cache_dir, read, make):
@@ -71,14 +71,14 @@ def cached_squares(cache, decode, count, shape, limit, threads):
 
     decode(i) -> (square, None or UnreadableImage) for each of `count` files; the first shape[0]
     squares are stored, uint8 of `shape`. `limit`: bytes that all caches may take together.
-    Returns (Squares, outcomes): of each file the CRC-32 of its square, or why it cannot be used.
+    Returns (Rows, outcomes): of each file the CRC-32 of its square, or why it cannot be used.
     Raises InputError.
     """
     def read():
         try:
             about = read_json(cache + ".json")
             if all(decode(i)[1] for i in about["try_again"]):  # none can be read by now
-                return Squares(cache + ".npy"), about["outcomes"]
+                return Rows(cache + ".npy"), about["outcomes"]
         except (OSError, ValueError, KeyError, TypeError):
             pass  # not made yet, or damaged
 
@@ -98,22 +98,24 @@ def cached_squares(cache, decode, count, shape, limit, threads):
                     try_again.append(i)  # no permission, or a disk or network that failed
         try:
             os.makedirs(cache_dir, exist_ok=True)
-            _make_room(cache_dir, math.prod(shape), limit)
+            make_room(cache_dir, math.prod(shape), limit, "the image cache",
+                      "a smaller --cache_gb")
             with contextlib.suppress(FileNotFoundError):
                 os.remove(cache + ".json")  # of squares that are gone or made again
             write_whole(cache + ".npy", write)
             write_json(cache + ".json", dict(outcomes=outcomes, try_again=try_again))
-            return Squares(cache + ".npy"), outcomes
+            return Rows(cache + ".npy"), outcomes
         except OSError as e:
             raise InputError(f"cannot write the image cache {cache_dir}: {e.strerror or e}; choose "
                              "another folder with --cache_dir, or a smaller --cache_gb") from e
     return made_once(os.path.dirname(cache), read, make)
 
 
-def _make_room(cache_dir, needed, limit):
+def make_room(cache_dir, needed, limit, what, remedy, keep=()):
     """Delete the oldest caches, and no other files, until `needed` bytes more are below `limit`.
 
-    Raises InputError if the disk is too small.
+    Those in `keep`, paths, stay. Raises InputError, with `what` needs them and a `remedy`, if the
+    disk is too small.
     """
     own = re.compile("[0-9a-f]{24}[.]npy([.]tmp)?")
     entries = [e for e in os.scandir(cache_dir) if own.fullmatch(e.name)]
@@ -126,12 +128,14 @@ def _make_room(cache_dir, needed, limit):
     for _, size, path in caches:
         if total + needed <= limit:
             break
+        if path in keep:
+            continue
         total -= size
         with contextlib.suppress(OSError):  # Windows refuses while a run has it open
             for file in glob.glob(glob.escape(path.removesuffix("npy")) + "*"):
                 os.remove(file)
     free = free_bytes(cache_dir)
     if needed > free - 2**20:
-        raise InputError(f"the image cache needs {needed / 1e9:.2f} GB and {cache_dir} has "
+        raise InputError(f"{what} needs {needed / 1e9:.2f} GB and {cache_dir} has "
                          f"{free / 1e9:.2f} GB free; choose another folder with --cache_dir, or "
-                         "a smaller --cache_gb")
+                         f"{remedy}")

@@ -6,25 +6,32 @@
 import hashlib
 import json
 import os
+import re
 import zlib
 from dataclasses import dataclass
 from typing import Callable
 
-import cv2
 import numpy as np
 
 from utils import CORES
 from utils.errors import InputError
+from utils.files import here, quoted
 from utils.images.cache import cached_squares
-from utils.images.read import UnreadableImage, read_image
+from utils.images.read import DECODERS, UnreadableImage, read_image
 from utils.settings import composed
+from utils.tables import printable
 from utils.threads import progress
 from utils.transforms import square_side, to_square
 
 EXTENSIONS = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif",
-              ".jp2", ".avif", ".ppm", ".pgm", ".heic", ".heif")
+              ".jp2", ".avif", ".ppm", ".pgm", ".heic", ".heif", ".hif", ".jxl")
 SYSTEM_NAMES = ("thumbs.db", "desktop.ini", "icon\r", "__macosx", "@eadir", "$recycle.bin")
-CACHE_VERSION = 5  # raise it when squares are made differently, or other things are kept of them
+# Sub-folders of a data set that is split already: for training, validation, test
+SPLIT = re.compile(r"(?:(?:images?|imgs?|data|set|split)[\W\d_]+)?[\W\d_]*(?:"
+                   r"(train|training|训练)|(val|valid|validation|validate|dev|验证)|"
+                   r"(test|testing|eval|evaluation|hold_?out|测试))[\W\d_]*"
+                   r"(?:set|data|dataset|images?|imgs?|split|集)?[\W\d_]*", re.IGNORECASE)
+CACHE_VERSION = 6  # raise it when squares are made differently, or other things are kept of them
 
 
 @dataclass
@@ -84,26 +91,49 @@ def list_files(folder, recursive=True):
     return files, left_out
 
 
-def find_categories(data_dir, wanted=()):
-    """Names of the category folders: those `wanted`, or all in order. Raises InputError."""
+def sub_folders(folder):
+    """Names of the sub-folders, in order, without those of systems; none of what is no folder."""
+    if not os.path.isdir(folder):
+        return []
+    return sorted(e.name for e in os.scandir(folder)
+                  if os.path.isdir(e.path) and not is_system(e.name))
+
+
+def listed(names, most=10):
+    """The names in one line of text."""
+    rest = f" and {len(names) - most} more" if len(names) > most else ""
+    return (", ".join(map(printable, names[:most])) or "none") + rest
+
+
+def find_categories(data_dir, wanted=(), exclude=()):
+    """Names of the category folders: those `wanted`, or all in order, without those to `exclude`.
+
+    Raises InputError, also where the sub-folders do not look like categories.
+    """
     layout = (f"looked for {os.path.join(data_dir, '<category>', '<image>.jpg')} with one "
               "sub-folder per category, such as Harmful, Kitchen, Other, Recyclable; give another "
               "folder with --data_dir, or try the program on a drawn data set: "
-              "python main.py --sample")
+              f"python {here('main.py')} --sample")
     if not os.path.isdir(data_dir):
         raise InputError(f"no images: there is no folder {data_dir}; {layout}")
-    found = sorted(e.name for e in os.scandir(data_dir)
-                   if os.path.isdir(e.path) and not is_system(e.name))
+    found = sub_folders(data_dir)
     on_disk = {composed(name): name for name in found}
-    wanted = [c if c in found else on_disk.get(composed(c), c) for c in wanted]
-    missing = [c for c in wanted if c not in found]
+    wanted, exclude = ([c if c in found else on_disk.get(composed(c), c) for c in names]
+                       for names in (wanted, exclude))
+    # the categories of a resumed run are known, and what it excluded may be gone
+    option, names = ("categories", wanted) if wanted else ("exclude", exclude)
+    missing = [c for c in names if c not in found]
     if missing:
-        raise InputError(f"--categories {' '.join(missing)}: no such sub-folder of {data_dir}, "
-                         f"which has {' '.join(found) or 'none'}")
-    categories = wanted or found
+        raise InputError(f"--{option} {' '.join(missing)}: no such sub-folder of {data_dir}, "
+                         f"which has {listed(found)}")
+    categories = [c for c in wanted or found if c not in exclude]
+    if not wanted:
+        _check_layout(data_dir, categories)
     if len(categories) < 2:
-        raise InputError("at least two categories are needed, "
-                         f"{data_dir} has {len(categories)}; {layout}")
+        left = ("" if categories == found else
+                f", of which --categories and --exclude leave: {listed(categories)}")
+        raise InputError(f"at least two categories are needed; sub-folders of {data_dir}: "
+                         f"{listed(found)}{left}; {layout}")
     for c in categories:
         try:
             c.encode()
@@ -112,19 +142,44 @@ def find_categories(data_dir, wanted=()):
     return categories
 
 
+def _check_layout(data_dir, names):
+    """Raises InputError if these sub-folders are a split of the images, or wrap the categories."""
+    kinds = {name: match.lastindex for name in names if (match := SPLIT.fullmatch(name))}
+    if len({*kinds.values()}) > 1:
+        train = os.path.join(data_dir, min(kinds, key=kinds.get))
+        inside = sub_folders(train)
+        has = (f"which has the categories {listed(inside)}" if inside else
+               "once its images are in one sub-folder per category")
+        raise InputError(f"--data_dir {data_dir}: its sub-folders {listed([*kinds])} look like a "
+                         "split of one data set, not like categories; name one of them, --data_dir "
+                         f"{quoted(train)}, {has} (the program makes folds of its own; to use all "
+                         "images, merge the sub-folders); if they are categories after all, name "
+                         "them with --categories")
+    below, inside = data_dir, names
+    while len(inside) == 1:
+        below = os.path.join(below, inside[0])
+        inside = sub_folders(below)
+    if below != data_dir and inside:
+        only = printable(names[0])
+        raise InputError(f"--data_dir {data_dir}: {only} would be the only category, "
+                         f"below it are {listed(inside)}: if these are the categories, --data_dir "
+                         f"{quoted(below)}")
+
+
 def load_images(settings, threads=CORES):
     """Check and decode every file of settings.data_dir; returns Images.
 
-    The squares are kept in settings.cache_dir, in a file named after the paths, sizes and times of
-    all files: if one of them changes, the next run decodes all again. Several processes may call
-    this at the same time: one decodes, the others wait. Raises InputError.
+    The squares are kept in settings.cache_dir, in a file named after the paths, sizes, times and
+    file numbers of all files: if one of them changes, or two change places, the next run decodes
+    all again. Several processes may call this at the same time: one decodes, the others wait.
+    Raises InputError.
     """
     data_dir, side = settings.data_dir, square_side(settings.image_size)
-    categories = find_categories(data_dir, settings.categories)
+    categories = find_categories(data_dir, settings.categories, settings.exclude)
     files, left_out = _list_categories(data_dir, categories)
-    times = [_size_and_time(data_dir, f) for f in progress(files, "listing files", unit="file")]
+    prints = [_fingerprint(data_dir, f) for f in progress(files, "listing files", unit="file")]
     stored = min(len(files), int(settings.cache_gb * 1e9 / (3 * side**2)))
-    key = [CACHE_VERSION, cv2.__version__, os.path.abspath(data_dir), side, stored, files, times]
+    key = [CACHE_VERSION, DECODERS, os.path.abspath(data_dir), side, stored, files, prints]
     name = hashlib.sha256(json.dumps(key).encode()).hexdigest()[:24]
     cache = os.path.join(settings.cache_dir, name)
 
@@ -173,9 +228,13 @@ def _list_categories(data_dir, categories):
     return files, left_out
 
 
-def _size_and_time(data_dir, path):
+def _fingerprint(data_dir, path):
+    """What changes with a file's content: nobody can set st_ctime, the time of the last change.
+
+    On Windows it is the time of creation, and only st_ino tells two files that changed places.
+    """
     try:
         info = os.stat(os.path.join(data_dir, path))
-        return info.st_size, info.st_mtime_ns
+        return info.st_size, info.st_mtime_ns, info.st_ctime_ns, info.st_ino
     except OSError:
         return None

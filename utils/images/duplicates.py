@@ -214,8 +214,9 @@ def near_duplicates(images, exact, threads=CORES):
 def read_groups(path, images):
     """Read a CSV file with the columns path and group; '' means no file and no groups.
 
-    Paths are relative to data_dir with '/', as in folds.csv; other columns are ignored, and so are
-    images that this run leaves out. Returns pairs of rows (first of its group, another), int64
+    Columns may be separated by commas, semicolons or tabs, and named Path and Group. Paths are
+    relative to data_dir with '/', as in folds.csv; other columns are ignored, and so are images
+    that this run leaves out. Returns pairs of rows (first of its group, another), int64
     [P, 2]. Raises InputError that names the line which cannot be used.
     """
     if not path:
@@ -234,12 +235,18 @@ def read_groups(path, images):
     row_of |= {guarded(p): i for p, i in row_of.items()}  # as folds.csv has them
     left_out = {p for p, _ in images.left_out}
     on_disk = {composed(p): p for p in (*left_out, *row_of)}
-    lines = csv.DictReader(io.StringIO(text, newline=""), strict=True)
-    groups, first, pairs = {}, {}, []
+    groups, first, pairs, lines = {}, {}, [], None
     try:
-        if not {"path", "group"} <= set(lines.fieldnames or ()):
+        # Excel writes semicolons where the comma is the decimal point
+        for delimiter in ",;\t":
+            header = next(csv.reader(io.StringIO(text, newline=""), delimiter=delimiter), [])
+            if {"path", "group"} <= {name.strip().lower() for name in header}:
+                break
+        else:
             raise InputError(f"--groups {path}, line 1: the header must have the columns path and "
-                             "group, separated by a comma")
+                             "group, separated by a comma, a semicolon or a tab")
+        lines = csv.DictReader(io.StringIO(text, newline=""), strict=True, delimiter=delimiter)
+        lines.fieldnames = [name.strip().lower() for name in lines.fieldnames]
         for line in lines:
             where = f"--groups {path}, line {lines.line_num}"
             image, group = line["path"], (line["group"] or "").strip()
@@ -259,7 +266,8 @@ def read_groups(path, images):
                 raise InputError(f"{where}: no image {image} in {images.data_dir}; paths are "
                                  f"relative to it, such as {images.paths[0]}")
     except csv.Error as e:
-        raise InputError(f"--groups {path}, after line {lines.line_num}: {e}; is a quotation mark "
+        line = lines.line_num if lines else 0
+        raise InputError(f"--groups {path}, after line {line}: {e}; is a quotation mark "
                          "unpaired?") from e
     return np.array(pairs, np.int64).reshape(-1, 2)
 

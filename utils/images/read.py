@@ -2,31 +2,49 @@
 
     image = read_image("photo.jpg")      # raises UnreadableImage
 
-OpenCV decodes. Files that it would decode to wrong pixels without an error are refused here;
-benchmarks/fuzz_images.py found most of these cases.
+Pillow tells a file's format, size and orientation before it is decoded, and decodes it; OpenCV
+decodes JPEG and PNG, to the same pixels in less time, and notices missing rows. docs/images.md
+lists the formats and the reasons; benchmarks/fuzz_images.py looks for files that are read wrongly.
 """
-import math
+import contextlib
+import io
 import os
 import re
 import stat
+import warnings
+import zlib
 
 import cv2
 import numpy as np
+import PIL
+import pillow_heif
+from PIL import Image, TiffImagePlugin
 
 from utils import MAX_PIXELS
 
-cv2.setNumThreads(1)  # each image is decoded in one thread, several images side by side
+try:
+    import pillow_jxl
+except ImportError:
+    pillow_jxl = None
 
+cv2.setNumThreads(1)  # each image is decoded in one thread, several images side by side
+pillow_heif.register_heif_opener()
+warnings.filterwarnings("ignore", module="PIL")  # about files that are left out with a reason
+Image.init()
+TiffImagePlugin.READ_LIBTIFF = True  # Pillow alone leaves missing strips black
+
+FORMATS = ["JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "HEIF", "AVIF", "JPEG2000", "PPM"]
+FORMATS += ["JXL"] * bool(pillow_jxl)
+DECODERS = [cv2.__version__, PIL.__version__, pillow_heif.__version__, bool(pillow_jxl)]
 MAX_FILE_MB = 200
-JPEG_2000 = (b"\0\0\0\x0cjP", b"\xff\x4f\xff\x51")
-NEVER_END_IN_ZEROS = (b"\xff\xd8", b"RIFF", *JPEG_2000)  # JPEG, WebP
-MAY_HOLD_FLOATS = (b"II", b"MM", b"Pf", b"PF")  # TIFF, PFM
-NETPBM = re.compile(rb"P[2356]" + rb"(?:\s|#[^\n]*\n)+(\d{1,9})" * 3)  # width, height, maximum
-HEIC = re.compile(rb"....ftyp(hei[cxms]|hev[cxms]|mif1|msf1)", re.DOTALL)
-ORIENTATION = re.compile(  # EXIF entry, little or big endian, of a value other than 1 (upright)
-    rb"\x12\x01\x03\0\x01\0\0\0[\x02-\x08]|\x01\x12\0\x03\0\0\0\x01\0[\x02-\x08]")
+RAW = (b"BM", b"II", b"MM", b"P")  # BMP, TIFF, PPM: may end in black pixels
+EXIF_IN_PNG = re.compile(b"eXIf|Raw profile type exif|XML:com.adobe.xmp")
+JXL = (b"\xff\x0a", b"\0\0\0\x0cJXL ")
 TOO_LARGE = f"more than {MAX_PIXELS / 1e6:.0f} million pixels"
-UNKNOWN = f"truncated, damaged or not an image (to OpenCV {cv2.__version__})"
+UNKNOWN = "truncated, damaged or not an image"
+UNKNOWN_TIFF = "TIFF that is truncated, damaged or of a kind that Pillow does not read"
+NO_JXL = "JPEG XL, which needs: pip install pillow-jxl-plugin"
+WIDE = "signed, float or 32-bit values, can only be unsigned of up to 16 bits"
 
 
 class UnreadableImage(Exception):
@@ -36,8 +54,9 @@ class UnreadableImage(Exception):
 def read_image(path):
     """Decode an image file to uint8 RGB [H, W, 3], upright according to its EXIF orientation.
 
-    Gray, palette, CMYK and 16-bit images are converted; transparency is dropped. `path` may be
-    anything that the system can open. Raises UnreadableImage with the reason.
+    Gray, palette, CMYK and 16-bit images are converted; transparency is dropped; of several images
+    or frames the first is taken. `path` may be anything that the system can open. Raises
+    UnreadableImage with the reason.
     """
     try:
         # O_NONBLOCK: opening a pipe would wait for a writer
@@ -58,84 +77,100 @@ def decode_image(data):
     """Decode the bytes of an image file as read_image does. Raises UnreadableImage."""
     if not data:
         raise UnreadableImage("empty file")
+    if not data.startswith(RAW) and data.endswith(bytes(64)):
+        data = data.rstrip(b"\0")  # an interrupted copy has its full length: let the end be missing
     try:
         return _decode(data)
-    except cv2.error as e:
-        if e.code == cv2.Error.StsNoMem:
-            raise MemoryError from e  # the file may be fine
-        raise UnreadableImage(TOO_LARGE if "MAX_IMAGE" in str(e) else "cannot be decoded") from e
+    except (UnreadableImage, MemoryError):  # out of memory: the file may be fine
+        raise
+    except Image.DecompressionBombError:
+        raise UnreadableImage(TOO_LARGE) from None
+    except Exception as e:  # Pillow raises exceptions of many types for damaged files
+        if isinstance(e, cv2.error) and e.code == cv2.Error.StsNoMem:
+            raise MemoryError from e
+        raise UnreadableImage(UNKNOWN_TIFF if data.startswith((b"II", b"MM")) else
+                              NO_JXL if data.startswith(JXL) and not pillow_jxl else
+                              UNKNOWN) from None
 
 
-def _decode(original):
-    data = original
-    if data.startswith(NEVER_END_IN_ZEROS) and data.endswith(bytes(64)):
-        data = data.rstrip(b"\0")  # an interrupted copy has its full length: let the end be missing
-    if data[8:16] == b"WEBPVP8X" and len(data) > 30 and data[20] & 2:
-        data = _first_webp_frame(data)
+def _decode(data):
     if data.startswith(b"\x89PNG"):
-        data = _still_png(data)
-    if data.startswith(JPEG_2000) and cv2.__version__.startswith("4.11."):
-        raise UnreadableImage("JPEG 2000, which needs OpenCV 4.12")  # a damaged one crashes 4.11
-    netpbm = NETPBM.match(data[:4096])
-    if netpbm and netpbm[3] not in (b"255", b"65535"):  # OpenCV does not scale it: too dark
-        raise UnreadableImage(f"greatest value {netpbm[3].decode()}, can only be 255 or 65535")
-    file = np.frombuffer(data, np.uint8)
-    if data.startswith(MAY_HOLD_FLOATS):  # OpenCV would make them black or white
-        stored = cv2.imdecode(file, cv2.IMREAD_UNCHANGED)
-        if stored is not None and stored.dtype not in (np.uint8, np.uint16):
-            raise UnreadableImage(f"{stored.dtype} values, can only be 8 or 16 bits")
-    # not cv2.imread: it returns half of a truncated JPEG, and on Windows opens ASCII paths only
-    image = cv2.imdecode(file, cv2.IMREAD_COLOR)
-    if image is None:
-        heic = HEIC.match(data) and b"avif" not in data[:64]
-        raise UnreadableImage("HEIC, which OpenCV does not read: save it as JPEG" if heic
-                              else UNKNOWN)
-    # An image of a single color is the same in every orientation
-    if _needs_check_of_orientation(original) and (image != image[0, 0]).any():
-        stored = cv2.imdecode(file, cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
-        if np.array_equal(image, stored):
-            raise UnreadableImage("stored turned or mirrored, which OpenCV "
-                                  f"{cv2.__version__} does not undo")
-    return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+        file = io.BytesIO(data)
+        Image.open(file, formats=["PNG"]).verify()  # compares checksums, as load() does not
+        data = data[:file.tell() + 4]  # OpenCV would read on behind the end
+    with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+        if image.width * image.height > MAX_PIXELS:
+            raise UnreadableImage(TOO_LARGE)
+        if image.format == "HEIF" and _ends_early(data):
+            raise UnreadableImage(UNKNOWN)
+        if image.format in ("JPEG", "MPO") or image.format == "PNG" and not image.is_animated:
+            # not cv2.imread: it returns half of a truncated JPEG
+            flags = cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION
+            pixels = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
+            if pixels is None:
+                raise UnreadableImage(UNKNOWN)
+            pixels = cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB)
+        else:
+            pixels = _rgb(image, data)
+        orientation = None
+        # Pillow would decode a PNG to find out that it has no EXIF; the plugin has turned the JXL
+        if not (image.format == "PNG" and not EXIF_IN_PNG.search(data)
+                or image.format == "JXL" and not image.jpeg):
+            with contextlib.suppress(Exception):  # damaged EXIF
+                orientation = image.getexif().get(0x0112)
+    if orientation in (5, 6, 7, 8):
+        pixels = pixels.transpose(1, 0, 2)
+    if orientation in (2, 3, 6, 7):
+        pixels = pixels[:, ::-1]
+    if orientation in (3, 4, 7, 8):
+        pixels = pixels[::-1]
+    return np.ascontiguousarray(pixels)
 
 
-def _needs_check_of_orientation(data):
-    """Whether an image is stored turned in a way that not every OpenCV undoes.
+def _ends_early(data):
+    """Whether the box with a HEIC's tiles ends behind the file: libheif makes lost ones green."""
+    at = 0
+    while at < len(data):
+        size, kind = int.from_bytes(data[at:at + 4], "big"), data[at + 4:at + 8]
+        if size == 1:
+            size = int.from_bytes(data[at + 8:at + 16], "big")
+        at += size or len(data)
+        if kind == b"mdat" and size and at > len(data):
+            return True
+    return False
 
-    WebP, and JPEG with XMP before EXIF, only from 4.13 on; AVIF in no version up to 5.0.
-    """
-    if data.startswith(b"\xff\xd8"):
-        exif = data.find(b"Exif\0\0", 0, 2**18)
-        return (exif > 0 and b"http://ns.adobe.com/xap/" in data[:exif]
-                and ORIENTATION.search(data, exif, exif + 400))
-    if data[8:12] == b"WEBP":
-        return b"EXIF" in data and ORIENTATION.search(data, data.rfind(b"EXIF"))
-    return data[4:11] == b"ftypavi" and re.search(rb"irot[\x01-\x03]|imir", data[:20_000])
+
+def _rgb(image, data):
+    """The pixels of a Pillow image, uint8 [H, W, 3]."""
+    bits = 16
+    if image.format == "TIFF":
+        bits = max(image.tag_v2.get(258, (1,)))
+        if bits > 16 or any(kind != 1 for kind in image.tag_v2.get(339, ())):
+            raise UnreadableImage(WIDE)
+        _check_tiff(image, data)
+    if image.mode.startswith("I;16") or image.mode == "I" and image.format in ("PNG", "PPM"):
+        gray = (np.asarray(image) >> bits - 8).astype(np.uint8)
+        if image.format == "TIFF" and image.tag_v2.get(262) == 0:  # white is zero
+            gray = 255 - gray
+        return np.dstack([gray] * 3)
+    if image.mode in ("I", "F"):
+        raise UnreadableImage(WIDE)
+    return np.asarray(image.convert("RGB"))
 
 
-def _first_webp_frame(data):
-    """The first frame of an animated WebP as a still WebP: OpenCV decodes a damaged animation
-    one time and fails the next."""
-    # OpenCV allocates memory for all of it before it finds out
-    if math.prod(1 + int.from_bytes(data[i:i + 3], "little") for i in (24, 27)) > MAX_PIXELS:
+def _check_tiff(image, data):
+    """Raises UnreadableImage for damage in compressed strips or tiles that libtiff overlooks."""
+    tags, compression = image.tag_v2, image.info["compression"]
+    if tags.get(322, 1) * tags.get(323, 1) > MAX_PIXELS:  # of a tile
         raise UnreadableImage(TOO_LARGE)
-    at = data.find(b"ANMF")
-    frame = data[at + 24:at + 8 + int.from_bytes(data[at + 4:at + 8], "little")]
-    if at < 0 or data[at + 8:at + 14] != bytes(6) or data[at + 14:at + 20] != data[24:30]:
-        return data  # the frame covers only a part of the image: OpenCV puts it in place
-    body = b"WEBP" + data[12:20] + bytes([data[20] & ~2]) + data[21:30] + frame
-    return b"RIFF" + len(body).to_bytes(4, "little") + body
-
-
-def _still_png(data):
-    """A PNG up to its end chunk and not marked as animated: OpenCV shows uninitialized memory
-    where an animation is damaged, and reads on behind the end."""
-    at, kept = 8, [data[:8]]
-    while at < len(data) and data[at:at + 8] != b"\0\0\0\0IEND":
-        end = at + 12 + int.from_bytes(data[at:at + 4], "big")
-        if data[at + 4:at + 8] != b"acTL":
-            kept.append(data[at:end])
-        at = end
-    if at >= len(data):  # OpenCV would take 11 seconds and 3 GB to find this out
-        raise UnreadableImage(UNKNOWN)
-    return b"".join(kept) + data[at:at + 12]
+    starts, sizes = (tags[324], tags[325]) if 324 in tags else (tags[273], tags.get(279, ()))
+    for start, size in zip(starts, sizes):
+        piece = data[start:start + size]
+        if compression != "raw" and not any(piece[-64:]):  # an interrupted copy of full length
+            raise UnreadableImage(UNKNOWN_TIFF)
+        if compression in ("tiff_adobe_deflate", "tiff_deflate"):  # libtiff ignores the checksum
+            inflate = zlib.decompressobj()
+            for at in range(0, len(piece), 2**14):
+                inflate.decompress(piece[at:at + 2**14])
+            if not inflate.eof:
+                raise UnreadableImage(UNKNOWN_TIFF)

@@ -13,8 +13,9 @@ def main():
     folder = parser.parse_args().folder
 
     from utils.report.build import make_report  # imports Paddle, which takes seconds
-    from utils.report.text import report_text
-    print(report_text(make_report(folder)))
+    from utils.report.text import report_text, summary
+    report = make_report(folder)
+    print(report_text(report), *summary(report), sep="\n")
 
 
 if __name__ == "__main__":

@@ -3,9 +3,9 @@
     write_results(folder, students, controls, ...)      # a finished training: its predictions
     report = make_report(folder)                        # the rest, from the files of the run
 
-Every student is scored at two epochs. "Best epoch" is the one of its weights file: the epoch with
-the highest accuracy on its own fold, which makes that score optimistic. "Cross-fitted" is the same
-student at the epoch that the other folds chose: the honest score, and the headline.
+Every student is scored at two epochs. "Best epoch" is the one of its weights file: the epoch that
+is best on its own fold (TrainState.selected_by), which makes that score optimistic. "Cross-fitted"
+is the same student at the epoch that the other folds chose: the honest score, and the headline.
 """
 import os
 from dataclasses import dataclass
@@ -15,8 +15,8 @@ from sklearn import metrics
 
 from utils.errors import InputError
 from utils.files import read_json, write_json
-from utils.predict import read_images
 from utils.report import plots, statistics
+from utils.report.notes import student_notes
 from utils.report.page import write_page
 from utils.report.statistics import score, wilson
 from utils.report.text import report_text
@@ -31,13 +31,14 @@ MAX_MISTAKES = 25  # in mistakes.png
 
 
 def write_results(folder, students, controls, teacher_probs, images, groups, failed=(),
-                  networks=None):
+                  networks=None, notes=(), final=None):
     """Write out_of_fold.csv and results.json, from which make_report makes the report.
 
     students, controls: TrainStates, controls [] or one per student; teacher_probs: float [N, C],
     row i from the head that was not fitted on image i; groups: int [N]; failed: a line for each of
-    them that did not reach its end; networks: {"student": ..., "teacher": ...} of cost(). Raises
-    InputError if no student finished an epoch.
+    them that did not reach its end; networks: {"student": ..., "teacher": ...} of cost(); notes:
+    lines for the report; final: the final model's TrainState. Raises InputError if no student
+    finished an epoch.
     """
     students, controls, failed = completed(students, controls, failed)
     labels = [images.labels[s.images] for s in students]
@@ -46,7 +47,7 @@ def write_results(folder, students, controls, teacher_probs, images, groups, fai
         epochs[name] = [s.best_epoch for s in group]
         if len(group) > 1:
             epochs[f"{name}_cross_fitted"] = statistics.cross_fitted_epochs(
-                [[h["val_accuracy"] for h in s.history] for s in group])
+                *zip(*(s.curves for s in group)))
         raw |= {key: [s.probabilities[e - 1] for s, e in zip(group, epochs[key])]
                 for key in (name, f"{name}_cross_fitted") if epochs.get(key)}
     names = [name for name in PREFIXES if name in raw]
@@ -73,9 +74,14 @@ def write_results(folder, students, controls, teacher_probs, images, groups, fai
         for entry, epoch in zip(found, epochs.get(f"{name}_cross_fitted", ())):
             entry["cross_fitted_epoch"] = epoch
         return found
+    if final:  # no image is left to fit its temperature: that of all folds' predictions
+        best = "student_cross_fitted" if "student_cross_fitted" in raw else "student"
+        final = {"best_epoch": final.best_epoch, "epochs": len(final.history),
+                 "temperature": statistics.fit_temperature(*map(np.concatenate,
+                                                                (raw[best], labels)))}
     write_json(os.path.join(folder, "results.json"), {
         "students": facts("student", students), "controls": facts("control", controls),
-        "failed": failed, "networks": networks})
+        "final": final, "failed": failed, "networks": networks, "notes": list(notes)})
 
 
 def completed(students, controls, failed):
@@ -158,8 +164,10 @@ def make_report(folder):
         raise InputError(f"{folder} has no finished run of this version in it ({e}); name one such "
                          "as logs/20260101-120000") from e
     report = build_report(predictions, results, settings, total)
+    notes = results.get("notes", [])  # none in runs of earlier versions
+    notes += student_notes(predictions, report["headline"], settings, history)
     report |= {"run": os.path.basename(os.path.abspath(folder)), "versions": versions,
-               "failed": results["failed"]}
+               "failed": results["failed"], "notes": notes}
     text = report_text(report)
     write_json(path("report.json"), report)
     with open(path("report.txt"), "w", encoding="utf-8", errors="backslashreplace") as f:
@@ -173,7 +181,7 @@ def make_report(folder):
     students = results["students"]
     plots.plot_curves([history[s["name"]] for s in students], [s["best_epoch"] for s in students],
                       report["out_of_fold"]["teacher"]["accuracy"], path("curves.png"))
-    draw_mistakes(mistakes[:MAX_MISTAKES], settings, path("mistakes.png"))
+    plots.draw_mistakes(mistakes[:MAX_MISTAKES], settings, path("mistakes.png"))
     write_page(folder, text, report, predictions, settings)
     return report
 
@@ -195,6 +203,9 @@ def build_report(predictions, results, settings, total):
         "out_of_fold": {"images": len(p.labels), "of": total, "groups": len(np.unique(p.groups)),
                         **{name: score(values, p.labels, p.raw[name], p.groups)
                            for name, values in p.probabilities.items()}},
+        "largest_category": largest_category(p.labels, names),
+        "never_predicted": [name for i, name in enumerate(names)
+                            if not (predicted[headline] == i).any()],
         "agreement_with_teacher": float((predicted[headline] == predicted["teacher"]).mean()),
         "folds": folds, "over_folds": {},
         "categories": categories, "averages": averages,
@@ -219,7 +230,18 @@ def build_report(predictions, results, settings, total):
             p.labels, predicted[headline], predicted[control], p.groups)
     if results["networks"]:
         report["networks"] = results["networks"]
+    if results.get("final"):
+        f = report["out_of_fold"][headline]
+        report["final_model"] = {**results["final"], "expected_accuracy": f["accuracy"],
+                                 "expected_interval": f["accuracy_interval"]}
     return report
+
+
+def largest_category(labels, names):
+    """What predicting the largest category for every image gives, as a dict."""
+    counts = np.bincount(labels)
+    return {"name": names[counts.argmax()], "accuracy": float(counts.max() / counts.sum()),
+            "balanced_accuracy": float(1 / (counts > 0).sum())}
 
 
 def score_fold(student, predictions, headline, control):
@@ -266,16 +288,3 @@ def list_mistakes(predictions, name, categories):
     return [{"path": predictions.paths[i], "label": categories[predictions.labels[i]],
              "prediction": categories[predicted[i]], "confidence": float(confidence[i])}
             for i in wrong[np.argsort(-confidence[wrong], kind="stable")]]
-
-
-def draw_mistakes(mistakes, settings, path):
-    """A sheet of the images of list_mistakes; those that are gone since are left out."""
-    files = [os.path.join(settings.data_dir, m["path"]) for m in mistakes]
-    read = [image for image, _ in read_images(files, settings.image_size)]
-    drawn = [(image, f"{m['label']} → {m['prediction']}\n{m['confidence']:.3f}  {m['path']}")
-             for image, m in zip(read, mistakes) if image is not None]
-    if len(drawn) < len(mistakes):
-        print(f"note: mistakes.png lacks {len(mistakes) - len(drawn)} images that are no longer in "
-              f"{settings.data_dir}")
-    if drawn:
-        plots.contact_sheet(*zip(*drawn), path)

@@ -9,6 +9,7 @@ import numpy as np
 from utils.errors import InputError
 from utils.explain import explain
 from utils.predict import load_students, read_images
+from utils.report.text import summary
 from utils.tables import printable
 from utils.weights import read_about, weights_path
 
@@ -41,6 +42,7 @@ def write_page(folder, text, report, predictions, settings):
     body = [f"<h1>Accuracy {best['accuracy']:.1%}</h1>",
             f"<p>Run {escaped(report['run'])}: {oof['images']} images, each predicted by a student "
             f"that was not trained on it; 95 % interval {low:.1%} to {high:.1%}.{optimistic}</p>",
+            *(f"<p>{escaped(line)}</p>" for line in summary(report)),
             f"<pre>{escaped(text)}</pre>"]
     for name, title in PLOTS:
         if os.path.exists(os.path.join(folder, name)):

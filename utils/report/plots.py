@@ -11,6 +11,7 @@ from matplotlib import font_manager
 from matplotlib.figure import Figure  # not pyplot: it needs a display
 
 from utils.images.read import read_image
+from utils.predict import read_images
 from utils.tables import printable, shorten, width
 
 MAX_LABELED = 60  # categories that a confusion matrix has room to label
@@ -163,3 +164,16 @@ def show_image(image, size, path):
         plt.close()
     except Exception as e:  # a display that refuses, or no window library: never worth a run
         print(f"--show: no window could be opened ({e}), see {path}")
+
+
+def draw_mistakes(mistakes, settings, path):
+    """A sheet of the images of list_mistakes; those that are gone since are left out."""
+    files = [os.path.join(settings.data_dir, m["path"]) for m in mistakes]
+    read = [image for image, _ in read_images(files, settings.image_size)]
+    drawn = [(image, f"{m['label']} → {m['prediction']}\n{m['confidence']:.3f}  {m['path']}")
+             for image, m in zip(read, mistakes) if image is not None]
+    if len(drawn) < len(mistakes):
+        print(f"note: mistakes.png lacks {len(mistakes) - len(drawn)} images that are no longer in "
+              f"{settings.data_dir}")
+    if drawn:
+        contact_sheet(*zip(*drawn), path)

@@ -2,7 +2,8 @@
 
     calibration_error(probabilities, labels)       # are 80 % correct at a confidence of 0.8?
     compare(labels, predicted, other_predicted)    # is one network better than the other?
-    cross_fitted_epochs([[0.6, 0.7], [0.7, 0.6]])  # [1, 2]: the epochs that the other folds chose
+    best_epoch([0.6, 0.7, 0.7], [0.9, 0.8, 0.5])   # 3: of equal scores the lower loss
+    cross_fitted_epochs(scores, losses)            # the epochs that the other folds chose
 
 Throughout: probabilities float [N, C]; labels and predicted int [N]; intervals [low, high] at 95 %;
 groups int [N]: images that belong together, such as duplicates or photos of one object, and are
@@ -14,27 +15,42 @@ import numpy as np
 from scipy.optimize import minimize_scalar
 from scipy.special import log_softmax, softmax
 from scipy.stats import binomtest
-from sklearn.metrics import f1_score
+from sklearn.metrics import balanced_accuracy_score, f1_score
 
 THRESHOLDS = np.arange(1001) / 1000  # of confidence
 TINY = np.finfo(np.float32).tiny
 
 
-def cross_fitted_epochs(accuracy_per_fold):
-    """For each fold the epoch, from 1, with the highest mean accuracy of the *other* folds.
+def best_epoch(scores, losses):
+    """The epoch, from 1, with the highest score; of equal ones the lowest loss, then the first.
 
-    Of equal epochs the first. A score at this epoch is not biased by having chosen the best of many
-    epochs on the same images. A fold that stopped early counts, and is scored, with its last epoch
-    from then on. accuracy_per_fold: for each of at least two folds, one number per epoch.
+    The rule for weights files, early stopping and cross-fitting alike. scores, losses: one number
+    per epoch. Rounded, so that equal means stay equal whatever the order of summation.
     """
-    longest = max(map(len, accuracy_per_fold))
-    table = np.array([[*a, *[a[-1]] * (longest - len(a))] for a in accuracy_per_fold])
-    chosen = []
-    for k, own in enumerate(accuracy_per_fold):
-        # Rounded, so that equal means stay equal whatever the order of summation
-        others = np.delete(table, k, 0).mean(0).round(12)
-        chosen.append(min(len(own), int(others.argmax()) + 1))
-    return chosen
+    return int(np.lexsort((np.round(losses, 12), -np.round(scores, 12)))[0]) + 1
+
+
+def by_epoch(values_per_fold):
+    """[folds, epochs]: a fold that stopped early counts with its last epoch from then on."""
+    longest = max(map(len, values_per_fold))
+    return np.array([[*v, *[v[-1]] * (longest - len(v))] for v in values_per_fold])
+
+
+def cross_fitted_epochs(score_per_fold, loss_per_fold):
+    """For each fold the epoch, from 1, that is best by the means of the *other* folds.
+
+    A score at this epoch is not biased by having chosen the best of many epochs on the same images.
+    score_per_fold, loss_per_fold: for each of at least two folds, one number per epoch.
+    """
+    scores, losses = by_epoch(score_per_fold), by_epoch(loss_per_fold)
+    return [min(len(own), best_epoch(np.delete(scores, k, 0).mean(0),
+                                     np.delete(losses, k, 0).mean(0)))
+            for k, own in enumerate(score_per_fold)]
+
+
+def near_chance(labels, predicted):
+    """Whether the balanced accuracy is hardly better than guessing: 0.1 of the way to 1."""
+    return balanced_accuracy_score(labels, predicted, adjusted=True) < 0.1
 
 
 def wilson(correct, groups=None):
@@ -110,11 +126,12 @@ def calibrate(probabilities, labels):
 
 
 def score(probabilities, labels, uncalibrated=None, groups=None):
-    """Accuracy, macro F1 and calibration error as a dict; `uncalibrated`: the probabilities before
-    calibration, whose calibration error becomes "calibration_error_raw"."""
+    """Accuracies, macro F1 and calibration error as a dict; `uncalibrated`: the probabilities
+    before calibration, whose calibration error becomes "calibration_error_raw"."""
     predicted, classes = probabilities.argmax(1), np.arange(probabilities.shape[1])
     figures = {"images": len(labels), "accuracy": float((predicted == labels).mean()),
                "accuracy_interval": wilson(predicted == labels, groups),
+               "balanced_accuracy": float(balanced_accuracy_score(labels, predicted)),
                "macro_f1": float(f1_score(labels, predicted, labels=classes, average="macro",
                                           zero_division=0)),
                "calibration_error": calibration_error(probabilities, labels)}

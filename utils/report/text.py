@@ -1,5 +1,5 @@
 """report.txt: the figures of a run as plain text, the most important first."""
-from utils.settings import Settings
+from utils.settings import RANDOM, Settings
 from utils.tables import padded, printable, width
 
 TITLES = {"student_cross_fitted": "student, cross-fitted", "teacher": "teacher",
@@ -7,6 +7,7 @@ TITLES = {"student_cross_fitted": "student, cross-fitted", "teacher": "teacher",
           "student": "student, best epoch (optimistic)",
           "control": "control, best epoch (optimistic)"}
 MAX_COLUMNS = 20  # of a confusion matrix in text
+MAX_NAMES = 10  # of categories that are never predicted
 
 
 def report_text(report):
@@ -16,11 +17,26 @@ def report_text(report):
     return "\n\n".join("\n".join(lines) for lines in sections if lines) + "\n"
 
 
+def summary(report):
+    """The headline with its baseline, and the notes: the lines that nobody should miss."""
+    oof, largest = report["out_of_fold"], report["largest_category"]
+    best, title = oof[report["headline"]], TITLES[report["headline"]].replace(" (optimistic)", "")
+    lines = [f"{title[0].upper()}{title[1:]}: accuracy {best['accuracy']:.4f}, balanced accuracy "
+             f"{best['balanced_accuracy']:.4f} (every category counts the same).",
+             f"Predicting the largest category ({printable(largest['name'])}) for every image "
+             f"gives {largest['accuracy']:.4f} and {largest['balanced_accuracy']:.4f}."]
+    names = [printable(name) for name in report["never_predicted"]]
+    if names:
+        more = f" and {len(names) - MAX_NAMES} more" if len(names) > MAX_NAMES else ""
+        lines.append(f"note: never predicted: {', '.join(names[:MAX_NAMES])}{more}; add images of "
+                     "these categories, or train longer (--num_epochs)")
+    return lines + [f"note: {n}" for n in report.get("failed", []) + report.get("notes", [])]
+
+
 def headline(report):
     oof = report["out_of_fold"]
     lines = [f"Out of fold: {oof['images']} of {oof['of']} images, each predicted once, by the "
-             "student that was not trained on it."]
-    lines += [f"note: {f}" for f in report.get("failed", [])]
+             "student that was not trained on it.", *summary(report)]
     if oof["groups"] < oof["images"]:
         lines.append(f"They form {oof['groups']} groups (duplicates, --groups), each of which "
                      "counts once in intervals and p-values.")
@@ -44,7 +60,7 @@ def weak_teacher(report):
     oof, s = report["out_of_fold"], Settings(**report["settings"])
     best, teacher = (oof[name]["accuracy"] for name in (report["headline"], "teacher"))
     control = oof.get(report["headline"].replace("student", "control"), oof[report["headline"]])
-    if teacher >= best:
+    if teacher >= best or s.teacher_weights == RANDOM:
         return []
     if control["accuracy"] < best:
         return ["The teacher is weaker than its student, but so is the control, which has no "
@@ -134,6 +150,12 @@ def folds(report):
     for title, key in (("mean", "mean"), ("std. deviation", "std")):
         values = (report["over_folds"][column][key] for column in columns.values())
         lines.append(f"{title:21}" + "".join(f"{v:14.3f}" for v in values))
+    final = report.get("final_model")
+    if final:
+        lines += ["Final model: it learned from all images, so nothing here scores it; expect the "
+                  f"accuracy of the students, {final['expected_accuracy']:.4f}.",
+                  f"Its epoch, {final['best_epoch']} of {final['epochs']}, has the best mean "
+                  f"validation of the folds; temperature {final['temperature']:.3f}."]
     return lines
 
 

@@ -25,7 +25,7 @@ from utils.files import free_bytes, write_whole
 from utils.weights import arrays_of, load_into
 
 PATTERN = os.path.join("checkpoint-*-*", "complete")
-SCORES = ("history", "best_accuracy", "best_epoch", "failed")
+SCORES = ("history", "best_epoch", "failed")
 
 
 def checkpoints(folder):

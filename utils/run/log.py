@@ -12,18 +12,19 @@ import warnings
 import numpy as np
 import paddle
 
-from models.student_model import Student
-from utils.data_utils import AUGMENT, EXACT_HINT, epoch_order
+from models.student_model import BLOCKS, Student
+from utils.data_utils import AUGMENT, EXACT_HINT, epoch_order, images_per_fold
 from utils.distributed import print0
 from utils.images.read import read_image
 from utils.report.build import answers_of
 from utils.report.plots import contact_sheet, unreadable
 from utils.report.statistics import at_least
+from utils.settings import RANDOM
 from utils.tables import padded, printable, width
 from utils.transforms import augment, center_crop
 
 COLUMNS = ("fold", "epoch", "learning_rate", "train_loss", "train_accuracy", "val_loss",
-           "val_accuracy")
+           "val_accuracy", "val_balanced_accuracy")
 
 
 class NoLog:
@@ -96,12 +97,14 @@ class Log:
         rows = list(dict.fromkeys(epoch_order(fold_of, train_folds, settings, 0).ravel()))[:5]
         titles = [images.categories[images.labels[i]] for i in rows]
         plain = [center_crop(images.square(i), settings.image_size) for i in rows]
+        stored = [2**32 - version for version in range(1, settings.stored_augmentations + 1)]
+        epochs = stored[:5] or range(5)
         augmented = [augment(images.square(i), settings,
                              np.random.default_rng([settings.seed, AUGMENT, epoch, i]))
-                     for epoch in range(5) for i in rows]
+                     for epoch in epochs for i in rows]
         for name, squares, labels, show in (
                 ("first_images", plain, titles, settings.show),
-                ("augmented_images", augmented, titles * 5, False)):
+                ("augmented_images", augmented, titles * len(epochs), False)):
             path = os.path.join(self.folder, f"{name}.png")
             self.image(name, contact_sheet(squares, labels, path, show))
         print(f"first five training images: {', '.join(titles)}; see first_images.png, and "
@@ -176,8 +179,8 @@ class Log:
                 writer.close()
 
 
-def print_images(images):
-    """The number of images per category, and every file left out with its reason."""
+def print_images(images, max_shown=3):
+    """The number of images per category; per reason the number of files left out, and examples."""
     counts = np.bincount(images.labels, minlength=len(images.categories))
     columns = max(width(printable(name)) for name in [*images.categories, "total"])
     print0(f"images in {images.data_dir}:")
@@ -195,10 +198,16 @@ def print_images(images):
         print0(f"note: plots show boxes for {len(missing)} characters of names, such as "
               f"{missing[-1]}, because no installed font has them; for Chinese on Debian and "
               "Ubuntu: apt install fonts-noto-cjk")
-    if images.left_out:
-        print0(f"left out, {len(images.left_out)} files:")
-        for path, reason in images.left_out:
-            print0(f"  {path!r}: {reason}")
+    reasons = {}
+    for path, reason in images.left_out:
+        reasons.setdefault(reason, []).append(path)
+    if reasons:
+        print0(f"left out, {len(images.left_out)} files; left_out.csv in the run's folder has "
+               "them all:")
+    for reason, paths in sorted(reasons.items(), key=lambda item: len(item[1])):
+        some = ", ".join(map(repr, paths[:max_shown]))
+        more = len(paths) - max_shown
+        print0(f"  {len(paths):6} {reason}: {some}" + (f" and {more} more" if more > 0 else ""))
 
 
 def print_duplicates(rows, oversized, settings, max_shown=20):
@@ -225,26 +234,49 @@ def print_duplicates(rows, oversized, settings, max_shown=20):
                   "folder has them all")
 
 
+def print_plan(fold_of, settings):
+    """The sizes of folds and steps, and which students there are."""
+    for k in settings.trained_folds:
+        print(f"fold {k}: {(fold_of != k).sum()} images to train on, {(fold_of == k).sum()} to "
+              "validate on")
+    b = images_per_fold(settings)
+    print(f"a step takes {b} images from each fold, a student trains on "
+          f"{b * (settings.num_folds - 1)} of them"
+          + ("; mixup needs two per fold and stays off: raise --batch_size"
+             if b == 1 and settings.mixup_alpha else ""))
+    print(f"{len(settings.trained_folds)} students, {settings.freeze_depth} of {BLOCKS} blocks "
+          "frozen" + ", and the final model, which learns from all images, for use"
+          * settings.has_final_model)
+    if not (settings.has_final_model or settings.no_final_model):
+        print("note: there is no final model, since its epoch is chosen by the validation of at "
+              "least two folds")
+    if RANDOM in (settings.teacher_weights, settings.student_weights):
+        print("note: networks with random initialization are good for trying the program, not for "
+              "good figures")
+
+
 def print_epoch(epoch, students, active, seconds, num_epochs):
-    """A line: the mean over students (a stopped one with its best epoch), then each active one."""
+    """A line: the mean over folds (a stopped one with its best epoch), then each active student."""
     active = [s for s in active if s in students]
     for student in active:
         if student.failed:
             print(f"{student.name} stopped at {student.failed}")
-    trained = [s for s in students if s.history]
+    trained = [s for s in students if s.history and not s.is_final]
     scored = [s for s in active if not s.failed]
     if not trained:
         return
     last = [s.history[-1 if s in scored else s.best_epoch - 1] for s in trained]
     mean = {key: np.mean([scores[key] for scores in last]) for key in last[0]}
 
-    def figures(scores):
-        return ("{train_loss:.3f} {train_accuracy:.3f} | {val_loss:.3f} {val_accuracy:.3f}"
-                .format(**scores))
+    def figures(scores, final=False):
+        validation = "" if final else " | {val_loss:.3f} {val_accuracy:.3f}"
+        return ("{train_loss:.3f} {train_accuracy:.3f}" + validation).format(**scores)
     print(f"epoch {epoch}/{num_epochs}, {seconds:.0f} s: mean {figures(mean)}; " + "; ".join(
-        f"{s.name} {figures(s.history[-1])}{'*' if s.best_epoch == epoch else ''}"
+        f"{s.name} {figures(s.history[-1], s.is_final)}{'*' if s.best_epoch == epoch else ''}"
         for s in scored))
     for student in scored:
-        if student.stopped and epoch < num_epochs:
-            print(f"{student.name} stops early: best validation accuracy "
-                  f"{student.best_accuracy:.4f} at epoch {student.best_epoch}")
+        if student.stopped and epoch < num_epochs and not student.is_final:
+            name = student.selected_by.removeprefix("val_").replace("_", " ")
+            best = student.history[student.best_epoch - 1][student.selected_by]
+            print(f"{student.name} stops early: best validation {name} {best:.4f} at epoch "
+                  f"{student.best_epoch}")

@@ -1,33 +1,41 @@
 """The process of a run: how Ctrl-C ends it, and the lock that keeps others out of its folder."""
 import os
+import select
 import signal
 import socket
+import stat
 import threading
 import time
 
 import filelock
 
+from utils.command import discard
 from utils.errors import InputError
 from utils.files import read_json, write_json
 
+HANGUP = getattr(signal, "SIGHUP", None)  # Windows has none
+
 
 class Stopped(BaseException):
-    """Ctrl-C or SIGTERM ended the run; args[0] is the number of the signal."""
+    """A signal ended the run; args[0] is its number."""
 
 
 class Signals:
-    """Ctrl-C and SIGTERM; Windows has Ctrl-C only.
+    """Ctrl-C, SIGTERM, and SIGHUP of a closed terminal; Windows has Ctrl-C only.
 
-    The first raises Stopped, or while `deferred` only sets `received`, for the run to save itself
-    and stop; the second kills.
+    The first raises Stopped, or while `deferred` only sets `received`, for the program to save what
+    it has and stop. A second Ctrl-C kills; other signals are ignored from then on, since Paddle's
+    launcher sends SIGTERM twice, and a closed terminal its signal.
     """
 
-    def __init__(self):
-        self.received, self.deferred, self.before = None, False, {}
+    def __init__(self, deferred=False):
+        self.received, self.deferred, self.before = None, deferred, {}
 
     def listen(self):
-        if threading.current_thread() is threading.main_thread():  # else Python does not allow it
-            for number in (signal.SIGINT, signal.SIGTERM):
+        if threading.current_thread() is not threading.main_thread():
+            return  # Python does not allow it
+        for number in filter(None, (signal.SIGINT, signal.SIGTERM, HANGUP)):
+            if number != HANGUP or signal.getsignal(number) != signal.SIG_IGN:  # by nohup
                 self.before[number] = signal.signal(number, self._handle)
 
     def forget(self):
@@ -38,12 +46,19 @@ class Signals:
 
     def _handle(self, number, _):
         for each in self.before:
-            signal.signal(each, signal.SIG_DFL)
+            kills = each == number == signal.SIGINT
+            signal.signal(each, signal.SIG_DFL if kills else signal.SIG_IGN)
         self.received = number
+        if number == HANGUP:
+            for stream in (1, 2):  # writing to the terminal, or to `| tee`, fails from now on
+                broken = select.poll()
+                broken.register(stream, 0)
+                if stat.S_ISCHR(os.fstat(stream).st_mode) or broken.poll(0):
+                    discard(stream)
         if not self.deferred:
             raise Stopped(number)
-        # not print, which this may have interrupted
-        os.write(2, b"\nstopping after this step; press Ctrl-C again to stop now\n")
+        again = "; press Ctrl-C again to stop now" if number == signal.SIGINT else ""
+        os.write(2, f"\nstopping soon{again}\n".encode())  # not print, which this may interrupt
 
 
 def lock(folder, advice="wait for it"):

@@ -1,4 +1,4 @@
-"""Which run --resume continues, with which settings, and whether everything is as it was."""
+"""What a run records about itself; which run --resume continues, and whether all is as it was."""
 import dataclasses
 import glob
 import os
@@ -8,11 +8,13 @@ import paddle
 
 from models.teacher_model import Head
 from utils.distributed import print0
-from utils.engine import BFLOAT16, processor, versions
+from utils.engine import has_half, processor, versions
 from utils.errors import InputError
 from utils.files import read_json, write_json
+from utils.images.duplicates import duplicate_rows
 from utils.run.checkpoint import PATTERN, checkpoints, read_npz, write_npz
 from utils.settings import NEWEST, Settings, composed, shown
+from utils.tables import write_csv
 from utils.weights import digest
 
 
@@ -96,9 +98,22 @@ def finish(folder):
         os.remove(path)
 
 
-def save_start(folder, images, fold_of, heads, teacher_probs, teacher_weights, threads):
+def record_run(folder, settings, images, fold_of, groups):
+    """settings.json, folds.csv, duplicates.csv and left_out.csv: what the run is made of."""
+    write_json(os.path.join(folder, "settings.json"),
+               {**vars(settings), "versions": versions()})
+    labels = [images.categories[i] for i in images.labels]
+    for name, header, rows in (
+            ("folds", ("path", "label", "fold", "group"),
+             zip(images.paths, labels, fold_of, groups)),
+            ("duplicates", ("group", "path", "label", "conflict"), duplicate_rows(images, groups)),
+            ("left_out", ("path", "reason"), images.left_out)):
+        write_csv(os.path.join(folder, f"{name}.csv"), header, rows)
+
+
+def save_start(folder, images, fold_of, heads, teacher_probs, notes, teacher_weights, threads):
     """Write start.npz: what a resumed run must find unchanged, and need not compute again."""
-    about = dict(paths=images.paths, categories=images.categories,
+    about = dict(paths=images.paths, categories=images.categories, notes=notes,
                  teacher_weights=digest(teacher_weights[1]), machine=machine(threads))
     arrays = {f"head{k}.{name}": a for k, h in heads.items() for name, a in h._asdict().items()}
     write_npz(os.path.join(folder, "start.npz"), about, dict(
@@ -107,7 +122,7 @@ def save_start(folder, images, fold_of, heads, teacher_probs, teacher_weights, t
 
 
 def load_start(folder, images, fold_of, teacher_weights, threads):
-    """(heads, teacher_probs) of a run.
+    """(heads, teacher_probs, notes) of a run.
 
     Raises InputError if images, folds or the teacher's weights are not what they were.
     """
@@ -138,10 +153,10 @@ def load_start(folder, images, fold_of, teacher_weights, threads):
     folds = sorted({int(key.split(".")[0][len("head"):]) for key in arrays
                     if key.startswith("head")})
     heads = {k: Head(*(arrays[f"head{k}.{name}"] for name in Head._fields)) for k in folds}
-    return heads, arrays["teacher_probs"]
+    return heads, arrays["teacher_probs"], about["notes"]
 
 
 def machine(threads):
     """What may change a result in its last digits."""
-    return {**versions(), "processor": processor(), "bfloat16": BFLOAT16,
+    return {**versions(), "processor": processor(), "half precision": has_half(),
             "device": paddle.get_device(), "threads": threads}

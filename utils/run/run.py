@@ -7,27 +7,28 @@ import os
 import sys
 import time
 
+import numpy as np
 import paddle
 
 from data.make_sample import make_sample
-from models.student_model import BLOCKS
 from models.teacher_model import Backbone
 from utils import engine
 from utils.data_utils import images_per_fold
 from utils.distributed import print0, world
 from utils.errors import InputError
-from utils.files import check_writable, new_folder, quoted, write_json
+from utils.files import check_writable, here, new_folder, quoted
 from utils.images.dataset import find_categories
 from utils.images.duplicates import duplicate_rows, oversized_group
 from utils.report.build import make_report, write_results
 from utils.report.cost import cost
+from utils.report.text import summary
 from utils.run import resume
 from utils.run.checkpoint import check_space, load_checkpoint, save_checkpoint
-from utils.run.log import Log, NoLog, print_duplicates, print_epoch
+from utils.run.log import Log, NoLog, print_duplicates, print_epoch, print_plan
 from utils.run.process import Signals, Stopped, lock
-from utils.settings import RANDOM, new_settings
-from utils.tables import write_csv
+from utils.settings import FINAL_MODEL, new_settings
 from utils.weights import (
+    check_room,
     describe,
     digest,
     imagenet_weights,
@@ -38,7 +39,7 @@ from utils.weights import (
 )
 
 MIN_SECONDS = 60  # between checkpoints at ends of epochs: short epochs would only write
-SIGNAL_STEPS = 16  # steps after which processes tell each other of signals and due checkpoints
+SIGNAL_STEPS = 4  # after which processes compare signals; Paddle's launcher kills after 4 s
 
 
 class Run:
@@ -47,8 +48,9 @@ class Run:
     Has .settings, .threads, .teacher_weights and .student_weights (of imagenet_weights), .resuming,
     and where training starts: .epoch and .step, both from 0.
     """
-    resuming, epoch, step = False, 0, 0
+    resuming, epoch, step, folder = False, 0, 0, None
     hint = ""  # how to continue, once there is a checkpoint
+    notes = ()  # for the report
 
     def __init__(self, given, sample=False, resume=None):
         self.command_line = given, sample, resume
@@ -94,7 +96,10 @@ class Run:
             print(f"drew the sample set {settings.data_dir}")
         world.barrier()
         # kept, so that a resumed run has the same
-        settings.categories = tuple(find_categories(settings.data_dir, settings.categories))
+        settings.categories = tuple(find_categories(settings.data_dir, settings.categories,
+                                                    settings.exclude))
+        if settings.exclude:
+            print0(f"note: categories left out by --exclude: {' '.join(settings.exclude)}")
         self.teacher_weights = imagenet_weights("teacher_weights", settings.teacher_weights)
         self.student_weights = imagenet_weights("student_weights", settings.student_weights)
         for option in ("log_dir", "save_dir"):
@@ -112,15 +117,22 @@ class Run:
             raise InputError("the processes do not find the same images and weights: the copies of "
                              f"{settings.data_dir} or of the weights files on the machines differ, "
                              "or a file has just changed")
+        check_room(settings, len(images.categories), self.resuming)
         if self.resuming:
-            self.saved_heads = resume.load_start(self.folder, images, fold_of,
-                                                 self.teacher_weights, self.threads)
+            *self.saved_heads, self.notes = resume.load_start(
+                self.folder, images, fold_of, self.teacher_weights, self.threads)
         else:
+            smallest = int(np.bincount(fold_of).min())  # no image twice in a step
+            if images_per_fold(settings) > smallest:
+                lowered = smallest * (settings.num_folds - 1)
+                print0(f"note: --batch_size {settings.batch_size} is lowered to {lowered}, since "
+                       f"the smallest fold has {smallest} images")
+                settings.batch_size = lowered
             folder = None
             if world.rank == 0:
                 folder = new_folder(settings.log_dir, time.strftime("%Y%m%d-%H%M%S"))
                 self.locks.append(lock(folder))
-                record_run(folder, settings, images, fold_of, groups)
+                resume.record_run(folder, settings, images, fold_of, groups)
             self.folder = world.broadcast(folder)
         self.name = os.path.basename(os.path.abspath(self.folder))
         if world.any(not os.path.exists(os.path.join(self.folder, "settings.json"))):
@@ -132,35 +144,23 @@ class Run:
             self.log = Log(self.folder)
             oversized = oversized_group(groups, images.labels, settings.num_folds)
             print_duplicates(duplicate_rows(images, groups), oversized, settings)
-            for k in settings.trained_folds:
-                print(f"fold {k}: {(fold_of != k).sum()} images to train on, "
-                      f"{(fold_of == k).sum()} to validate on")
-            b = images_per_fold(settings)
-            print(f"a step takes {b} images from each fold, a student trains on "
-                  f"{b * (settings.num_folds - 1)} of them"
-                  + ("; mixup needs two per fold and stays off: raise --batch_size"
-                     if b == 1 and settings.mixup_alpha else ""))
-            print(f"run {self.name}, written to {self.folder}")
+            print_plan(fold_of, settings)
+            print(f"teacher: ResNet50, {self.teacher_weights[0]}\nstudents: MobileNetV2, "
+                  f"{self.student_weights[0]}\nrun {self.name}, written to {self.folder}")
             self.log.first_images(images, fold_of, settings)
             self.log.graph(len(images.categories), settings)
-            print(f"teacher: ResNet50, {self.teacher_weights[0]}\nstudents: "
-                  f"{len(settings.trained_folds)} x MobileNetV2, {self.student_weights[0]}, "
-                  f"{settings.freeze_depth} of {BLOCKS} blocks frozen")
-            if RANDOM in (settings.teacher_weights, settings.student_weights):
-                print("note: networks with random initialization are good for trying the program, "
-                      "not for good figures")
 
     def save_heads(self, heads, teacher_probs):
         """Keep what a resumed run need not compute again."""
         if world.rank == 0:
             resume.save_start(self.folder, self.images, self.fold_of, heads, teacher_probs,
-                              self.teacher_weights, self.threads)
+                              self.notes, self.teacher_weights, self.threads)
 
     def start(self, students):
         """Load the newest checkpoint of a resumed run into the students, or save a first one."""
         self.students = students
         check_space(self.folder, students)
-        self.hint = f"to continue: python main.py --resume {quoted(self.folder)}"
+        self.hint = f"to continue: python {here('main.py')} --resume {quoted(self.folder)}"
         if world.rank == 0:
             moved = move_earlier_weights(self.settings.save_dir, but=self.name)
             if moved:
@@ -176,7 +176,7 @@ class Run:
         else:
             self.checkpoint = None
             self._save(0, 0)
-        print0("each epoch: loss and accuracy in training | in validation; * a new best accuracy, "
+        print0("each epoch: loss and accuracy in training | in validation; * a new best epoch, "
                "whose weights are saved")
         self.signals.deferred = True
         self.saved = self.began = time.monotonic()
@@ -205,9 +205,9 @@ class Run:
     def _save_if_due(self, epoch, step, seconds):
         """Save if the last checkpoint is so old; after a signal to any process save and stop."""
         due = time.monotonic() - self.saved >= seconds
-        all_due = world.gather({world.rank: (due, self.signals.received or 0)}).values()
-        signal = max(number for _, number in all_due)
-        if signal or any(due for due, _ in all_due):
+        flags = paddle.to_tensor([[int(due), self.signals.received or 0]])
+        due, signal = world.all_gather(flags, world.size).numpy().max(0).tolist()
+        if signal or due:
             self._save(epoch, step)
         if signal:
             raise Stopped(signal)
@@ -243,21 +243,29 @@ class Run:
         if not any(s.history for s in students):
             self.hint = ""  # all have failed: resumed, they would again
         failed = [f"{s.name} stopped at {s.failed}" for s in students if s.failed]
-        write_results(self.folder, [s for s in students if not s.is_control],
+        write_results(self.folder, [s for s in students if not (s.is_control or s.is_final)],
                       [s for s in students if s.is_control], teacher_probs, self.images,
-                      self.groups, failed, networks)
+                      self.groups, failed, networks, self.notes,
+                      final=next((s for s in students if s.is_final and s.history), None))
         report = make_report(self.folder)
         for fold in report["folds"]:
             update_about(weights_path(settings, fold["fold"]), temperature=fold["temperature"])
+        final = report.get("final_model")
+        use = weights_path(settings, report["folds"][0]["fold"])
+        if final:
+            use = weights_path(settings, settings.num_folds)
+            update_about(use, **{key: final[key] for key in (
+                "temperature", "expected_accuracy", "expected_interval")})
         with open(os.path.join(self.folder, "report.txt"), encoding="utf-8") as f:
             print("\n" + f.read())
         self.log.results(report)
         resume.finish(self.folder)
         self.hint = ""
-        first = weights_path(settings, report["folds"][0]["fold"])
+        model = "" if use == FINAL_MODEL else f" --model_path {quoted(use)}"
         print(f"report.html, plots, scalars and out_of_fold.csv: {self.folder}\nweights, one file "
-              f"per fold: {settings.save_dir}\nto use them: python inference.py --model_path "
-              f"{quoted(first)} --image_path IMAGE")
+              f"per fold{' and the final model' * bool(final)}: {settings.save_dir}\nto use "
+              f"{'it' if final else 'them'}: python {here('inference.py')}{model} --image_path "
+              "IMAGE", *summary(report), sep="\n")
         if report["failed"]:
             raise InputError("; ".join(report["failed"]))
 
@@ -269,26 +277,18 @@ class Run:
             held.release()
         if error is None or isinstance(error, SystemExit):
             return world.leave()
-        world.end("it was told to stop" if isinstance(error, Stopped) else error)
         if isinstance(error, Stopped):
             print(f"stopped; {self.hint or 'nothing new is saved'}", file=sys.stderr)
+            world.end("it was told to stop")
             raise SystemExit(128 + error.args[0]) from None
+        world.end(error)
+        if isinstance(error, BrokenPipeError):  # of the standard output
+            return print(self.hint, file=sys.stderr) if self.hint else None
+        if isinstance(error, OSError) and not error.filename:  # a full disk does not name itself
+            error.filename = self.folder
         if isinstance(error, MemoryError):
             error = ("out of memory; lower --batch_size or --image_size in a new run, or close "
                      "other programs")
         elif not isinstance(error, (InputError, OSError)):  # a mistake of ours, with its traceback
             return print(self.hint, file=sys.stderr) if self.hint else None
         raise InputError(f"{error}" + (f"; {self.hint}" if self.hint else "")) from None
-
-
-def record_run(folder, settings, images, fold_of, groups):
-    """settings.json, folds.csv, duplicates.csv and left_out.csv: what the run is made of."""
-    write_json(os.path.join(folder, "settings.json"),
-               {**vars(settings), "versions": engine.versions()})
-    labels = [images.categories[i] for i in images.labels]
-    for name, header, rows in (
-            ("folds", ("path", "label", "fold", "group"),
-             zip(images.paths, labels, fold_of, groups)),
-            ("duplicates", ("group", "path", "label", "conflict"), duplicate_rows(images, groups)),
-            ("left_out", ("path", "reason"), images.left_out)):
-        write_csv(os.path.join(folder, f"{name}.csv"), header, rows)

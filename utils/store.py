@@ -1,0 +1,246 @@
+"""What the frozen networks compute of augmented images, kept on disk (--stored_augmentations V).
+
+Each image is augmented V times, once and for all. The teacher's features and the stem's maps of
+these V versions and of the plain image, version 0, go into files below --cache_dir; every epoch of
+this run, and of later ones with the same images, networks and augmentations, reads one version of
+each image instead of computing it. Shen and Xing 2022 store crops and soft labels in this way.
+
+    store = open_store(teacher, images, run)             # fills the files, or finds them filled
+    versions = store.versions(epoch)                     # int64 [N]: which one an epoch takes
+    maps = store.read("maps", rows, versions[rows])      # float32 [n, C, H, W], in any thread
+
+A file has a row for each version of each image, float16: all images of version 0, then those of
+version 1, ... The JSON beside it says how many rows are complete: the next run fills the rest.
+"""
+import contextlib
+import hashlib
+import json
+import math
+import os
+import time
+import uuid
+
+import filelock
+import numpy as np
+import paddle
+
+from utils.data_utils import VERSION, stored_version
+from utils.distributed import print0, world
+from utils.engine import compiled
+from utils.errors import InputError
+from utils.files import read_json, write_json
+from utils.images.cache import Rows, make_room
+from utils.teacher import half_precision
+from utils.threads import prefetch, progress
+from utils.weights import arrays_of, digest, new_student
+
+FORMAT = 1  # raise it when the networks, the augmentations or the files are made differently
+BATCH = 16  # images that a network takes at a time, always: its rounding may depend on the number
+SAVE_SECONDS = 20  # between two records of how far the filling is
+
+
+class Store:
+    """Features and maps of all versions of N images; `names` says which of the two it has."""
+
+    def __init__(self, files, settings, num_images):
+        self.rows = {file.name: file.rows for file in files}
+        self.names, self.settings, self.num_images = [*self.rows], settings, num_images
+
+    def versions(self, epoch):
+        """The version of each image that an epoch takes, int64 [N], from 1 to V.
+
+        V epochs take each of them once, in an order of each image's own.
+        """
+        count = self.settings.stored_augmentations
+        rng = np.random.default_rng([self.settings.seed, VERSION, epoch // count])
+        orders = rng.permuted(np.tile(np.arange(1, count + 1), (self.num_images, 1)), axis=1)
+        return orders[:, epoch % count]
+
+    def read(self, name, images, versions):
+        """"features" or "maps" of versions of images, both int [n]: float32 [n, ...]."""
+        places = (versions * self.num_images + images).tolist()
+        return np.stack([self.rows[name][place] for place in places]).astype(np.float32)
+
+
+class File:
+    """The outputs of one frozen network in the store: a .npy file, and .json with its progress."""
+
+    def __init__(self, folder, name, content, length, make_network):
+        """content: all that decides the outputs; make_network() -> x -> outputs, of all rows."""
+        self.name, self.length, self.make_network = name, length, make_network
+        key = hashlib.sha256(json.dumps([name, content]).encode()).hexdigest()[:24]
+        self.path = os.path.join(folder, key + ".npy")
+        self.about = os.path.join(folder, key + ".json")
+        self.look()
+
+    def look(self):
+        """Set .rows, and .done, the number of complete ones, as they are on the disk now."""
+        self.rows, self.done = None, 0
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):  # not made, or damaged
+            self.rows, self.done = Rows(self.path), read_json(self.about)["done"]
+
+    @property
+    def complete(self):
+        return self.done == self.length
+
+    def create(self, shape):
+        """Take all the space now: a disk that is full later does not matter."""
+        with contextlib.suppress(FileNotFoundError):
+            os.remove(self.about)  # of rows that are gone
+        with open(self.path, "wb") as f:
+            np.lib.format.write_array_header_1_0(f, dict(
+                descr="<f2", fortran_order=False, shape=(self.length, *shape)))
+            f.flush()
+            size = f.tell() + self.length * 2 * math.prod(shape)
+            if hasattr(os, "posix_fallocate"):
+                os.posix_fallocate(f.fileno(), 0, size)
+            else:
+                f.truncate(size)
+            self.save(f, 0)
+        self.look()
+
+    def save(self, f, done):
+        """Record that `done` rows are complete, once they are on the disk."""
+        f.flush()
+        os.fsync(f.fileno())
+        self.done = max(self.done, done)
+        write_json(self.about, dict(done=self.done))
+
+
+def open_store(teacher, images, run):
+    """The Store of --stored_augmentations, filled; None without that option.
+
+    teacher: x -> features [B, D]; run: a Run, or anything with its settings, threads,
+    teacher_weights and student_weights. All processes call this. Raises InputError, before
+    anything is computed if the limit or the disk is too small.
+    """
+    settings = run.settings
+    count, side, depth = (settings.stored_augmentations, settings.image_size,
+                          settings.freeze_depth)
+    if not count:
+        return None
+    folder, length = os.path.join(settings.cache_dir, "stored"), (count + 1) * len(images)
+    content = [FORMAT, images.digest(), side, settings.seed, settings.augmentation, count]
+    half, files = half_precision(settings), []
+    if settings.has_teacher:
+        precision = half and paddle.get_device().split(":")[0]  # bfloat16 or float16
+        files.append(File(folder, "features", [*content, digest(run.teacher_weights[1]), precision],
+                          length, lambda: teacher))
+    if depth:
+        stem = new_student(2, settings, run.student_weights).features[:depth]
+        files.append(File(folder, "maps", [*content, digest(arrays_of(stem)), depth], length,
+                          lambda: compiled(stem, [3, side, side], run.threads)))
+    else:
+        print0("note: with --freeze_depth 0 no maps are stored: students train on the pixels of "
+               "the stored augmentations, drawn again in every epoch")
+    if world.any(not all(file.complete for file in files)):
+        try:
+            fill(files, folder, images, run)
+        except OSError as e:
+            raise InputError(f"cannot store augmentations in {folder}: {e.strerror or e}; choose "
+                             "another place with --cache_dir, or --stored_augmentations 0") from e
+    elif files:
+        print0(f"note: {count} augmentations of each image, stored by an earlier run in {folder}, "
+               "are used again")
+    for file in files:
+        with contextlib.suppress(OSError):  # those not used for the longest time make room first
+            os.utime(file.path)
+    return Store(files, settings, len(images))
+
+
+def fill(files, folder, images, run):
+    """Compute what the files lack. All processes share the work, one of each machine writes."""
+    settings, per_step, length = run.settings, BATCH * world.size, files[0].length
+    with one_writer(folder) as writes, contextlib.ExitStack() as stack:
+        for file in files:
+            file.look()  # another run may have filled it meanwhile
+        missing = [file for file in files if world.any(not file.complete)]
+        networks = {file: file.make_network() for file in missing}
+        if writes:
+            make_files(files, networks, folder, settings)
+        done = min((file.done for file in missing), default=length)
+        done = min(world.gather({world.rank: done} if writes else {}).values())
+        if 0 < done < length:
+            print0(f"continues to store augmentations after {done} of {length}")
+        outputs = {file: stack.enter_context(open(file.path, "r+b"))
+                   for file in missing if writes}
+
+        def make(begin):
+            places = np.minimum(begin + BATCH * world.rank + np.arange(BATCH), length - 1)
+            versions, rows = np.divmod(places, len(images))
+            return stored_version(images, rows, settings, versions)
+        jobs, saved = range(done, length, per_step), time.monotonic()
+        bar = stack.enter_context(progress(None, "storing augmentations", length, "image"))
+        bar.update(done)
+        try:
+            for begin, x in zip(jobs, prefetch(make, jobs, run.threads)):
+                end = min(begin + per_step, length)
+                for file, network in networks.items():
+                    values = world.all_gather(network(x), per_step)[:end - begin].numpy()
+                    with np.errstate(over="ignore"):
+                        values = values.astype("<f2")
+                    if not np.isfinite(values).all():
+                        raise InputError(f"the {file.name} of a frozen network are not finite in "
+                                         "float16; are its weights those of ImageNet? "
+                                         "--stored_augmentations 0 stores none")
+                    if writes:
+                        outputs[file].seek(file.rows.start + begin * file.rows.size)
+                        outputs[file].write(values.data)
+                bar.update(end - done)
+                done = end
+                if time.monotonic() - saved > SAVE_SECONDS:
+                    for file, f in outputs.items():
+                        file.save(f, done)
+                    saved = time.monotonic()
+        finally:  # Ctrl-C, too
+            for file, f in outputs.items():
+                file.save(f, done)
+        world.barrier()
+        for file in files:
+            file.look()
+        world.barrier()  # no other run makes room before all have opened the files
+
+
+def make_files(files, networks, folder, settings):
+    """Make those that do not exist; networks: {file to be filled: x -> outputs}.
+
+    Raises InputError with the numbers if the files are larger than the limit or the disk.
+    """
+    black = np.zeros([1, 3, settings.image_size, settings.image_size], np.float32)
+    shapes = {file: file.rows.shape if file.rows else networks[file](black).shape[1:]
+              for file in files}
+    sizes = {file: file.length * 2 * math.prod(shape) for file, shape in shapes.items()}
+    count, total, limit = (settings.stored_augmentations, sum(sizes.values()),
+                           settings.store_gb * 1e9)
+    if total > limit:
+        fit = int(limit / total * (count + 1)) - 1  # beside the plain image
+        raise InputError(f"--stored_augmentations {count}: they take {total / 1e9:.3f} GB, more "
+                         f"than --store_gb {settings.store_gb:g}; raise it, or store "
+                         + (f"at most {fit}" if fit > 0 else "none"))
+    new = [file for file in files if not file.rows]
+    make_room(folder, sum(sizes[file] for file in new), limit, "--stored_augmentations",
+              "fewer of them", keep=[file.path for file in files])
+    for file in new:
+        file.create(shapes[file])
+
+
+@contextlib.contextmanager
+def one_writer(folder):
+    """Whether this process writes here: one of this run does, on each machine that has the folder
+    to itself. Waits for other runs."""
+    os.makedirs(folder, exist_ok=True)
+    lock = filelock.FileLock(os.path.join(folder, ".filling.lock"))
+    run, writer = world.broadcast(uuid.uuid4().hex), os.path.join(folder, ".filling.json")
+    try:
+        for rank in range(world.size):  # in turn: each sees whether an earlier one has the lock
+            if rank == world.rank and not (os.path.exists(writer) and read_json(writer) == run):
+                try:
+                    lock.acquire(timeout=1)
+                except filelock.Timeout:
+                    print(f"waiting for another run that stores augmentations in {folder}")
+                    lock.acquire()
+                write_json(writer, run)
+            world.barrier()
+        yield lock.is_locked
+    finally:
+        lock.release()
