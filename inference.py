@@ -132,6 +132,7 @@ def main(argv=None):
             if done < len(paths):
                 print(f"stopped: {args.output} has the first {done} of {len(paths)} images",
                       file=sys.stderr)
+    signals.forget()
     if signals.received:
         raise SystemExit(128 + signals.received)
 

@@ -46,8 +46,6 @@ from utils.teacher import extract_features, fit_heads, load_teacher
 from utils.train_utils import build_student, frozen_stem
 from utils.weights import digest, imagenet_weights
 
-NO_AUGMENTATION = dict(flip_horizontal=0.0, flip_vertical=0.0, rotation=0.0, crop_pad=0,
-                       brightness=0.0, contrast=0.0, saturation=0.0, hue=0.0, erasing=0.0)
 SOFT_LABELS = dict(alpha=0.5, temperature=4.0, feature_weight=0.0)
 DEFAULT, CONTROL = "default", "no teacher (control)"
 LOW_RATE = "a tenth of the learning rate"  # at the full one the next arm learns nothing
@@ -59,7 +57,7 @@ def plan(settings, wanted):
     """The passes: [(settings of the batches, {arm: its settings})], of the `wanted` arms or all."""
     def but(**changes):
         return dataclasses.replace(settings, **changes)
-    no_mixup, plain = but(mixup_alpha=0.0), but(**NO_AUGMENTATION)
+    no_mixup, plain = but(mixup_alpha=0.0), but(**dict.fromkeys(settings.augmentation, 0))
     low_rate = but(base_lr=settings.base_lr / 10)
     passes = [
         (settings, {DEFAULT: settings, CONTROL: settings.without_teacher(),

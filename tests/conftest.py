@@ -68,7 +68,7 @@ SHORT = ["--image_size", "32", "--num_folds", "3", "--num_epochs", "3", "--warmu
 def sample(tmp_path_factory):
     """A short run on the sample set through the real command line: (its folder, what it printed).
 
-    The two pytest processes share it; tests must not change it.
+    The pytest processes share it; tests must not change it.
     """
     where = tmp_path_factory.getbasetemp().parent / "sample run"
     if "PYTEST_XDIST_WORKER" not in os.environ:
@@ -89,7 +89,7 @@ def sample(tmp_path_factory):
 @pytest.fixture(scope="session")
 def weights(sample):
     """Paths of the sample run's three weights files."""
-    return sorted(glob.glob(str(sample[0] / "saved" / "*.pdparams")))
+    return sorted(glob.glob(str(sample[0] / "saved" / "best_model_fold*.pdparams")))
 
 
 class Quiet:

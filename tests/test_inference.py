@@ -22,7 +22,7 @@ from utils.images.read import read_image
 from utils.predict import check_categories, expand, find_images, find_weights, load_students
 from utils.settings import parse
 from utils.tables import read_csv
-from utils.weights import arrays_of, save_weights, update_about
+from utils.weights import arrays_of, read_about, read_arrays, save_weights
 
 
 def probabilities_of(row):
@@ -172,7 +172,8 @@ def test_students_of_several_runs_name_all_of_them(sample, tmp_path):
     other = str(tmp_path / "other.pdparams")
     about = load_students([mine, mine])[0]
     assert about["settings"]["num_folds"] == about["num_folds"] == 3
-    update_about(other, run="another", settings={**about["settings"], "seed": 5})
+    save_weights(other, read_arrays(other), {
+        **read_about(other), "run": "another", "settings": {**about["settings"], "seed": 5}})
     both = load_students([mine, other])[0]
     assert both["run"] == f"{about['run']}, another" and both["num_folds"] == 3
     assert both["settings"] == {k: v for k, v in about["settings"].items() if k != "seed"}

@@ -237,6 +237,11 @@ def augmented(images, rows, settings, epoch):
                       for i in rows])
 
 
+def stored_epoch(version):
+    """What stands for the epoch in the seed of a stored version, from 1: no epoch of training."""
+    return 2**32 - version
+
+
 def stored_version(images, rows, settings, versions):
     """What --stored_augmentations and the teacher's heads see, float32 [len(rows), 3, S, S].
 
@@ -245,8 +250,7 @@ def stored_version(images, rows, settings, versions):
     def crop(i, version):
         if version == 0:
             return center_crop(images.square(i), settings.image_size)
-        # epochs counted down from the last 32-bit number: fresh augmentations are never the same
-        rng = np.random.default_rng([settings.seed, AUGMENT, 2**32 - version, i])
+        rng = np.random.default_rng([settings.seed, AUGMENT, stored_epoch(version), i])
         return augment(images.square(i), settings, rng)
     return normalize([crop(i, version) for i, version in zip(rows, versions)])
 

@@ -21,6 +21,7 @@ import paddle
 import paddle.distributed as dist
 
 from utils import CORES
+from utils.engine import on_gpu
 from utils.errors import InputError
 
 HEARTBEAT_TIMEOUT = 60  # seconds without a heartbeat after which a process counts as lost
@@ -99,7 +100,7 @@ class World:
                                          f"{HEARTBEAT_TIMEOUT} s")
                     if self.store.add("ended", 0):
                         self.lost = self.store.get("farewell").decode()
-                    if not paddle.get_device().startswith("cpu"):
+                    if on_gpu():
                         # waiting for a GPU whose peer is lost may hold the interpreter's lock
                         faulthandler.dump_traceback_later(HEARTBEAT_TIMEOUT + 2 * GRACE, exit=True)
                 self.rounds += 1
@@ -184,6 +185,13 @@ class World:
     def broadcast(self, value):
         """The first process's value, in every process."""
         return self.gather({"value": value} if self.rank == 0 else {})["value"]
+
+    def max(self, numbers):
+        """The largest of each number over all processes. Without a barrier: for steps, which all
+        take together."""
+        if self.size == 1:
+            return numbers
+        return self.all_gather(paddle.to_tensor([numbers]), self.size).numpy().max(0).tolist()
 
     def any(self, flag):
         """Whether the flag is set in at least one process."""

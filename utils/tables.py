@@ -15,6 +15,12 @@ def printable(name):
     return name if name.isprintable() else repr(name)[1:-1]
 
 
+def listed(names, most=10):
+    """The names in one line of text."""
+    rest = f" and {len(names) - most} more" if len(names) > most else ""
+    return (", ".join(map(printable, names[:most])) or "none") + rest
+
+
 def width(text):
     """Columns that the text fills in a terminal; a Chinese character fills two."""
     return sum(2 if unicodedata.east_asian_width(c) in "WF" else 1 for c in text)

@@ -9,7 +9,7 @@ from scipy.stats import binomtest
 from sklearn.metrics import balanced_accuracy_score
 
 from models.teacher_model import MAX_FITTED, Backbone, fit_head, predict_out_of_fold
-from utils.data_utils import HEAD, augmented, stored_version
+from utils.data_utils import HEAD, augmented, stored_epoch, stored_version
 from utils.distributed import print0, world
 from utils.engine import compiled, has_half
 from utils.errors import InputError
@@ -147,14 +147,14 @@ def check_augmented(teacher, features, heads, images, fold_of, settings):
     if not len(known):
         return []
     labels = images.labels[known]
-    off = dict.fromkeys((*sum(AUGMENTATIONS, ()), "crop_pad", "erasing"), 0)
+    off = dict.fromkeys(settings.augmentation, 0)
     for options in AUGMENTATIONS:
         alone = {o: 1.0 if o.startswith("flip") else getattr(settings, o) for o in options
                  if getattr(settings, o)}
         if not alone:
             continue
         only = dataclasses.replace(settings, **{**off, **alone})
-        changed = np.concatenate([teacher(augmented(images, batch, only, 2**32 - 1)).numpy()
+        changed = np.concatenate([teacher(augmented(images, batch, only, stored_epoch(1))).numpy()
                                   for batch in np.split(known, range(16, len(known), 16))])
         lost = predict_out_of_fold(changed, heads, fold_of[known]).argmax(1) != labels
         found = [printable(names[c]) for c in np.unique(labels) if binomtest(

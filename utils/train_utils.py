@@ -75,6 +75,11 @@ class TrainState:
         return self.fold == self.settings.num_folds
 
     @property
+    def is_fold(self):
+        """Whether it is the student of a fold, of which the report is."""
+        return not (self.is_control or self.is_final)
+
+    @property
     def stopped(self):
         """Whether it failed, or has stopped early."""
         return bool(self.failed) or len(self.history) - self.best_epoch >= self.settings.patience
@@ -257,8 +262,7 @@ def finish_epoch(students, probabilities, images, fold_of, order, epoch):
         student.failed, scores, probs = results[student.name]
         student.running = paddle.zeros([4])
         if student.is_final and not student.failed:
-            latest = [s.history[-1] for s in students
-                      if s.history and not (s.is_control or s.is_final)]
+            latest = [s.history[-1] for s in students if s.is_fold and s.history]
             if latest:
                 scores |= {key: np.mean([h[key] for h in latest]).item()
                            for key in latest[0].keys() - scores.keys()}

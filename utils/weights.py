@@ -23,6 +23,7 @@ from utils.engine import versions
 from utils.errors import InputError
 from utils.files import free_bytes, new_folder, read_json, write_json, write_whole
 from utils.settings import DOWNLOAD, FINAL, RANDOM
+from utils.tables import listed
 from utils.transforms import square_side
 
 EXPORTS = (".onnx", ".pdiparams")  # files of export.py
@@ -67,12 +68,8 @@ def read_arrays(path):
               if isinstance(v, np.ndarray) and v.dtype.kind in "fiu"}
     broken = [k for k, v in arrays.items() if v.dtype.kind == "f" and not np.isfinite(v).all()]
     if broken:
-        raise InputError(f"{path}: not a finite number in {_first(broken)}")
+        raise InputError(f"{path}: not a finite number in {listed(broken, 3)}")
     return arrays
-
-
-def _first(names):
-    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
 def load_into(layer, arrays, source, prefix=""):
@@ -88,7 +85,7 @@ def load_into(layer, arrays, source, prefix=""):
              if list(arrays[k].shape) != list(own[k].shape)]
     wrong += [f"{k} of type {arrays[k].dtype} (bfloat16?)" for k in there
               if arrays[k].dtype.kind != "f"]
-    problems = [f"{what} {_first(names)}" for what, names in (("missing", missing),
+    problems = [f"{what} {listed(names, 3)}" for what, names in (("missing", missing),
                                                               ("misshapen", wrong)) if names]
     if problems:
         raise InputError(f"{source} does not fit {type(layer).__name__}: {'; '.join(problems)}")
@@ -241,10 +238,7 @@ def read_about(path):
 
 def update_about(path, **changes):
     """Change or add entries of the JSON beside a weights file. Raises as read_about does."""
-    about = {**read_about(path), **changes}
-    if "run" in changes and "checksum" in about:
-        about["checksum"] = checksum(read_arrays(path), about)
-    write_json(about_path(path), about)
+    write_json(about_path(path), {**read_about(path), **changes})
 
 
 def move_earlier_weights(save_dir, but=None):

@@ -19,7 +19,7 @@ from utils.files import here, quoted
 from utils.images.cache import cached_squares
 from utils.images.read import DECODERS, UnreadableImage, read_image
 from utils.settings import composed
-from utils.tables import printable
+from utils.tables import listed, printable
 from utils.threads import progress
 from utils.transforms import square_side, to_square
 
@@ -97,12 +97,6 @@ def sub_folders(folder):
         return []
     return sorted(e.name for e in os.scandir(folder)
                   if os.path.isdir(e.path) and not is_system(e.name))
-
-
-def listed(names, most=10):
-    """The names in one line of text."""
-    rest = f" and {len(names) - most} more" if len(names) > most else ""
-    return (", ".join(map(printable, names[:most])) or "none") + rest
 
 
 def find_categories(data_dir, wanted=(), exclude=()):

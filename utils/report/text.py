@@ -1,13 +1,12 @@
 """report.txt: the figures of a run as plain text, the most important first."""
 from utils.settings import RANDOM, Settings
-from utils.tables import padded, printable, width
+from utils.tables import listed, padded, printable, width
 
 TITLES = {"student_cross_fitted": "student, cross-fitted", "teacher": "teacher",
           "control_cross_fitted": "control, cross-fitted",
           "student": "student, best epoch (optimistic)",
           "control": "control, best epoch (optimistic)"}
 MAX_COLUMNS = 20  # of a confusion matrix in text
-MAX_NAMES = 10  # of categories that are never predicted
 
 
 def report_text(report):
@@ -25,10 +24,8 @@ def summary(report):
              f"{best['balanced_accuracy']:.4f} (every category counts the same).",
              f"Predicting the largest category ({printable(largest['name'])}) for every image "
              f"gives {largest['accuracy']:.4f} and {largest['balanced_accuracy']:.4f}."]
-    names = [printable(name) for name in report["never_predicted"]]
-    if names:
-        more = f" and {len(names) - MAX_NAMES} more" if len(names) > MAX_NAMES else ""
-        lines.append(f"note: never predicted: {', '.join(names[:MAX_NAMES])}{more}; add images of "
+    if report["never_predicted"]:
+        lines.append(f"note: never predicted: {listed(report['never_predicted'])}; add images of "
                      "these categories, or train longer (--num_epochs)")
     return lines + [f"note: {n}" for n in report.get("failed", []) + report.get("notes", [])]
 

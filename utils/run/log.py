@@ -13,14 +13,14 @@ import numpy as np
 import paddle
 
 from models.student_model import BLOCKS, Student
-from utils.data_utils import AUGMENT, EXACT_HINT, epoch_order, images_per_fold
+from utils.data_utils import AUGMENT, EXACT_HINT, epoch_order, images_per_fold, stored_epoch
 from utils.distributed import print0
 from utils.images.read import read_image
 from utils.report.build import answers_of
 from utils.report.plots import contact_sheet, unreadable
 from utils.report.statistics import at_least
 from utils.settings import RANDOM
-from utils.tables import padded, printable, width
+from utils.tables import listed, padded, printable, width
 from utils.transforms import augment, center_crop
 
 COLUMNS = ("fold", "epoch", "learning_rate", "train_loss", "train_accuracy", "val_loss",
@@ -97,7 +97,7 @@ class Log:
         rows = list(dict.fromkeys(epoch_order(fold_of, train_folds, settings, 0).ravel()))[:5]
         titles = [images.categories[images.labels[i]] for i in rows]
         plain = [center_crop(images.square(i), settings.image_size) for i in rows]
-        stored = [2**32 - version for version in range(1, settings.stored_augmentations + 1)]
+        stored = [stored_epoch(v) for v in range(1, settings.stored_augmentations + 1)]
         epochs = stored[:5] or range(5)
         augmented = [augment(images.square(i), settings,
                              np.random.default_rng([settings.seed, AUGMENT, epoch, i]))
@@ -223,12 +223,11 @@ def print_duplicates(rows, oversized, settings, max_shown=20):
     conflicts = {}
     for g, path, _, conflict in rows:
         if conflict == "yes":
-            conflicts.setdefault(g, []).append(printable(path))
+            conflicts.setdefault(g, []).append(path)
     if conflicts:
         print("probable label errors, images of one group with different labels:")
         for paths in list(conflicts.values())[:max_shown]:
-            rest = len(paths) - max_shown
-            print("  " + ", ".join(paths[:max_shown]) + (f" and {rest} more" if rest > 0 else ""))
+            print("  " + listed(paths, max_shown))
         if len(conflicts) > max_shown:
             print(f"  and {len(conflicts) - max_shown} more groups; duplicates.csv in the run's "
                   "folder has them all")

@@ -205,8 +205,7 @@ class Run:
     def _save_if_due(self, epoch, step, seconds):
         """Save if the last checkpoint is so old; after a signal to any process save and stop."""
         due = time.monotonic() - self.saved >= seconds
-        flags = paddle.to_tensor([[int(due), self.signals.received or 0]])
-        due, signal = world.all_gather(flags, world.size).numpy().max(0).tolist()
+        due, signal = world.max([int(due), self.signals.received or 0])
         if signal or due:
             self._save(epoch, step)
         if signal:
@@ -243,7 +242,7 @@ class Run:
         if not any(s.history for s in students):
             self.hint = ""  # all have failed: resumed, they would again
         failed = [f"{s.name} stopped at {s.failed}" for s in students if s.failed]
-        write_results(self.folder, [s for s in students if not (s.is_control or s.is_final)],
+        write_results(self.folder, [s for s in students if s.is_fold],
                       [s for s in students if s.is_control], teacher_probs, self.images,
                       self.groups, failed, networks, self.notes,
                       final=next((s for s in students if s.is_final and s.history), None))
