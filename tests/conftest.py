@@ -14,6 +14,7 @@ import utils  # noqa: F401  before numpy, cv2 and paddle
 import cv2
 import filelock
 import numpy as np
+import paddle
 import pytest
 
 from models.student_model import freeze
@@ -126,3 +127,36 @@ def compiled_once(monkeypatch, known_networks):
     monkeypatch.setattr(train_utils, "compiled", known)
     monkeypatch.setattr(teacher, "compiled", known)
     monkeypatch.setattr(store, "compiled", known)
+
+
+@pytest.fixture
+def one_by_one(monkeypatch, compiled_once):
+    """Frozen networks that compute each image alone, in one thread.
+
+    How the predictor adds up may depend on the size of the batch, and training amplifies the last
+    bit; with these, students see the very same numbers whatever trains beside them.
+    """
+    known = train_utils.compiled
+
+    def compiled(layer, shape, *_, **__):
+        alone = known(layer, shape)
+        return lambda x: paddle.concat([alone(x[i:i + 1]) for i in range(len(x))])
+    monkeypatch.setattr(train_utils, "compiled", compiled)
+    monkeypatch.setattr(store, "compiled", compiled)
+
+
+@pytest.fixture
+def versions(settings):
+    """The settings with three stored versions."""
+    settings.stored_augmentations = 3
+    return settings
+
+
+@pytest.fixture(scope="module")
+def whole(sample, tmp_path_factory):
+    """(a folder, the sample run's command line, its folder, the folder of its weights)"""
+    where, _ = sample
+    args = ["main.py", "--sample", *SHORT, "--data_dir", str(where / "sample"),
+            "--cache_dir", str(where / "cache")]
+    run = min(glob.glob(str(where / "logs" / "*")))
+    return tmp_path_factory.mktemp("stops"), args, run, str(where / "saved")

@@ -8,6 +8,7 @@ import pytest
 from conftest import ROOT
 from utils import VERSION
 from utils.command import Parser
+from utils.settings import table
 
 DOCUMENTS = ["CONTRIBUTING.md", "README.md", "README.zh-CN.md", "data/README.md",
              *sorted(glob.glob("docs/*.md", root_dir=ROOT))]
@@ -79,3 +80,14 @@ def test_the_version_is_the_same_everywhere(capsys):
     assert capsys.readouterr().out == f"VisionDistillGC {VERSION}\n"
     assert f"version: {VERSION}\n" in read("CITATION.cff")
     assert f"## [{VERSION}]" in read("CHANGELOG.md")
+
+
+def test_the_page_lists_the_settings_as_they_are():
+    with open(os.path.join(ROOT, "docs/settings.md"), encoding="utf-8") as f:
+        assert table() in f.read(), "python -m utils.settings prints the table"
+
+
+def test_the_chinese_page_has_the_same_settings_and_defaults():
+    with open(os.path.join(ROOT, "docs/settings.zh-CN.md"), encoding="utf-8") as f:
+        options = re.findall(r"^\| `--\w+` \| [^|]+ \|", f.read(), re.MULTILINE)
+    assert options == re.findall(r"^\| `--\w+` \| [^|]+ \|", table(), re.MULTILINE)

@@ -29,18 +29,6 @@ def probabilities_of(row):
     return [float(v) for k, v in row.items() if k.startswith("p_")]
 
 
-@pytest.mark.parametrize("options, status", [(["--help"], 0), (["--model-path", "x"], 2)])
-@pytest.mark.parametrize("script", ["inference.py", "export.py", "serve.py"])
-def test_help_and_mistyped_options_do_not_wait_for_paddle(script, options, status):
-    code = ("import runpy, sys\nsys.argv = sys.argv[1:]\ntry:\n"
-            "    runpy.run_path(sys.argv[0], run_name='__main__')\n"
-            "finally:\n    assert 'paddle' not in sys.modules")
-    done = run_program("-c", code, script, *options)
-    assert done.returncode == status and "Traceback" not in done.stderr, done.stderr
-    assert "usage: " + script in (done.stderr if status else done.stdout)
-    assert not status or "(did you mean --model_path?); --help lists" in done.stderr
-
-
 def test_inference_repeats_the_out_of_fold_predictions(sample, tmp_path):
     where, _ = sample
     output = str(tmp_path / "predictions.csv")

@@ -1,14 +1,11 @@
 """main.py as a user starts it: files, exit codes, and one line for every wrong option."""
 import glob
-import html
 import json
 import os
-import re
 import shutil
 import subprocess
 import sys
 
-import numpy as np
 import paddle
 import pytest
 
@@ -17,12 +14,9 @@ from conftest import ROOT, SHORT, read_rows, run_program
 from utils import processor
 from utils.errors import InputError
 from utils.files import here
-from utils.images.dataset import Images
-from utils.report.page import escaped, image_tag
 from utils.run.resume import is_finished
 from utils.run.run import Run
-from utils.settings import Settings, new_settings, table
-from utils.teacher import check_teacher
+from utils.settings import new_settings
 
 
 def test_sample_run_leaves_everything_behind(sample):
@@ -97,32 +91,6 @@ def closed(tmp_path):
     folder.chmod(0o755)
 
 
-def test_the_page_of_a_run_holds_all_of_it_and_needs_nothing_else(sample):
-    where, _ = sample
-    run = min(glob.glob(str(where / "logs" / "*")))
-    with open(os.path.join(run, "report.html"), encoding="utf-8") as f:
-        page = f.read()
-    with open(os.path.join(run, "report.txt"), encoding="utf-8") as f:
-        assert html.escape(f.read()) in page
-    assert "num_folds<td>3" in page
-    sources = re.findall(r"""(?:src|href|url)\s*[=(]\s*["']?([^"'\s>]{20})""", page)
-    assert len(sources) > 4 + 8 and all(s.startswith("data:image/") for s in sources)
-    assert "http" not in page
-    answers = read_rows(os.path.join(run, "out_of_fold.csv"))
-    for category in ("Harmful", "Kitchen", "Other", "Recyclable"):
-        for right in (True, False):
-            several = [r for r in answers if r["label"] == category
-                       and (r["prediction"] == category) == right]
-            shown = [r for r in several if f"<figcaption>{r['path']}"
-                     f"{', 0' if right else ', wrong: ' + r['prediction']}" in page]
-            assert len(shown) == min(4, len(several)), category
-
-
-def test_names_cannot_add_to_the_page():
-    assert "<script" not in image_tag(b"", "png", '"><script>')
-    assert escaped("<b>&\"'") == "&lt;b&gt;&amp;&quot;&#x27;"
-
-
 def refused_places(sample, tmp_path, monkeypatch, place):
     """What main.py says of a place for logs, weights, cache that it cannot use."""
     monkeypatch.chdir(tmp_path)
@@ -149,17 +117,6 @@ def test_a_place_that_cannot_be_written_to_is_named_before_training(sample, tmp_
                                                                     closed):
     for message in refused_places(sample, tmp_path, monkeypatch, closed):
         assert "Read-only file system" in message or "Permission denied" in message
-
-
-def test_the_page_lists_the_settings_as_they_are():
-    with open(os.path.join(ROOT, "docs/settings.md"), encoding="utf-8") as f:
-        assert table() in f.read(), "python -m utils.settings prints the table"
-
-
-def test_the_chinese_page_has_the_same_settings_and_defaults():
-    with open(os.path.join(ROOT, "docs/settings.zh-CN.md"), encoding="utf-8") as f:
-        options = re.findall(r"^\| `--\w+` \| [^|]+ \|", f.read(), re.MULTILINE)
-    assert options == re.findall(r"^\| `--\w+` \| [^|]+ \|", table(), re.MULTILINE)
 
 
 @pytest.mark.parametrize("args, message", [
@@ -204,16 +161,6 @@ def test_a_default_warm_up_gives_way_to_few_epochs():
     assert new_settings({"num_epochs": 3}, sample=True).warmup_epochs == 0
 
 
-def test_help_and_typing_errors_do_not_wait_for_paddle():
-    for args, status, said in ((["--help"], 0, "--num_folds"), (["--epochs", "3"], 2, "--epochs"),
-                               (["--resume", ""], 1, "error: --resume ''")):
-        code = ("import runpy, sys; sys.modules['paddle'] = None\n"  # importing it would fail
-                f"sys.argv = ['main.py', *{args}]; runpy.run_path('main.py', run_name='__main__')")
-        done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True,
-                              text=True)
-        assert done.returncode == status and said in done.stdout + done.stderr, done.stderr
-
-
 def test_an_amd_processor_computes_with_the_widest_instructions_it_has(monkeypatch):
     """By the system's own list of them; what the user has set is left as it is."""
     if not os.path.exists("/proc/cpuinfo") or "AMD" not in processor():
@@ -230,22 +177,6 @@ def test_an_amd_processor_computes_with_the_widest_instructions_it_has(monkeypat
         said = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True,
                               text=True)
         assert said.stdout == f"{expected}\n"
-
-
-def test_a_teacher_that_knows_nothing_ends_the_run_if_a_student_learns_from_it(capsys):
-    labels, fold_of = np.arange(40) % 2, np.arange(40) // 2 % 5
-    images = Images("", [""] * 40, labels, ["a", "b"], [], None, np.zeros(40, int))
-    knows_nothing = np.tile([0.6, 0.4], (40, 1))
-    for learns in (dict(), dict(feature_weight=0.0, alpha=0.9)):
-        with pytest.raises(InputError, match="the teacher is close to chance .* accuracy 0.500, "
-                                             ".*--alpha 1 --feature_weight 0"):
-            check_teacher(knows_nothing, images, fold_of, Settings(folds=(0, 1), **learns))
-    check_teacher(np.eye(2)[labels], images, fold_of, Settings(folds=(0, 1)))
-    alone = Settings(folds=(0, 1), feature_weight=0.0, alpha=1.0)
-    check_teacher(knows_nothing, images, fold_of, alone)
-    printed = capsys.readouterr().out.splitlines()
-    assert printed[-1].startswith("note: the teacher is close to chance")
-    assert sum("note" in line for line in printed) == 1
 
 
 def test_folders_without_a_usable_image(tmp_path, monkeypatch, capsys):

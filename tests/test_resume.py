@@ -9,7 +9,7 @@ import paddle
 import pytest
 
 from main import train
-from test_training import TinyBackbone, assert_same_weights, tiny_set
+from tiny import Cut, TinyBackbone, assert_same_weights, tiny_set
 from utils import train_utils
 from utils.data_utils import assign_folds
 from utils.errors import InputError
@@ -22,10 +22,6 @@ from utils.teacher import fit_heads
 from utils.train_utils import build_student, frozen_stem
 
 pytestmark = pytest.mark.usefixtures("compiled_once")
-
-
-class Cut(BaseException):
-    """Stands in for a killed process."""
 
 
 class TinyRun(Run):

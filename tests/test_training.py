@@ -1,98 +1,30 @@
 """The proof of the side-by-side idea: it changes no weight, and no student learns from its fold."""
 import dataclasses
-from types import SimpleNamespace
 
 import numpy as np
 import paddle
 import pytest
 
-from conftest import Quiet
-from main import train
-from models.student_model import Student, freeze
-from models.teacher_model import Head
-from utils import store, train_utils
-from utils.data_utils import AUGMENT, assign_folds, epoch_order, mixup
-from utils.images.dataset import load_images
+from models.student_model import freeze
+from tiny import (
+    assert_same_weights,
+    tiny_set,
+    train_tiny,
+    weights_of,
+)
+from utils import train_utils
+from utils.data_utils import AUGMENT, epoch_order, mixup
 from utils.loss import label_loss
-from utils.teacher import check_augmented, extract_features, fit_heads
-from utils.train_utils import build_student, evaluate, finish_epoch, frozen_stem, learning_rate
+from utils.train_utils import build_student, learning_rate
 from utils.transforms import augment, normalize
 
 pytestmark = pytest.mark.usefixtures("compiled_once")
-
-
-class TinyBackbone(paddle.nn.Layer):
-    def __init__(self):
-        super().__init__()
-        self.conv = paddle.nn.Conv2D(3, 5, 4, stride=4)
-
-    def forward(self, x):
-        x = paddle.nn.functional.relu(self.conv(x))
-        return paddle.flatten(paddle.nn.functional.adaptive_avg_pool2d(x, 1), 1)
-
-
-def weights_of(student):
-    return {k: v.numpy() for k, v in student.network.state_dict().items()}
-
-
-def assert_same_weights(student, other):
-    for name, value in weights_of(student).items():
-        np.testing.assert_array_equal(value, weights_of(other)[name], err_msg=name)
-
-
-def tiny_set(settings):
-    """The tiny set, and the fold of each of its images."""
-    images = load_images(settings)
-    return images, assign_folds(images.labels, settings.num_folds, settings.seed)
 
 
 def can_only_get_worse(student):
     """With a patience of 1 it stops after an epoch."""
     student.history = [dict(val_accuracy=2.0, val_balanced_accuracy=2.0, val_loss=0.0)]
     student.best_epoch = 1
-
-
-def any_head(features=5, classes=3):
-    shapes = (features, classes), (1, classes), features
-    return Head(*(np.zeros(shape, "f") for shape in shapes), np.ones(features, "f"))
-
-
-def train_tiny(settings, folds, square=None, threads=2, watch=None, build=None):
-    """Train students of `folds` on the tiny set; returns {name: TrainState}.
-
-    square(plain) replaces images.square; build(heads) the students; watch(teacher, students) the
-    teacher, before training.
-    """
-    images, fold_of = tiny_set(settings)
-    if square:
-        images.square = square(images.square)
-    paddle.seed(5)
-    teacher = train_utils.compiled(TinyBackbone(), [3, 32, 32])
-    features = np.random.default_rng(0).normal(size=(1, len(images), 5)).astype("float32")
-    heads = fit_heads(features, images.labels, fold_of, settings)
-    students = build(heads) if build else [
-        build_student(k, images.labels, fold_of, heads[k], settings) for k in folds]
-    if watch:
-        teacher = watch(teacher, students)
-    stem = frozen_stem(students, settings, threads)
-    train(students, images, fold_of, teacher, stem, Quiet(settings, threads))
-    return {s.name: s for s in students}
-
-
-@pytest.fixture
-def one_by_one(monkeypatch, compiled_once):
-    """Frozen networks that compute each image alone, in one thread.
-
-    How the predictor adds up may depend on the size of the batch, and training amplifies the last
-    bit; with these, students see the very same numbers whatever trains beside them.
-    """
-    known = train_utils.compiled
-
-    def compiled(layer, shape, *_, **__):
-        alone = known(layer, shape)
-        return lambda x: paddle.concat([alone(x[i:i + 1]) for i in range(len(x))])
-    monkeypatch.setattr(train_utils, "compiled", compiled)
-    monkeypatch.setattr(store, "compiled", compiled)
 
 
 @pytest.mark.parametrize("depth", [0, 14])
@@ -195,20 +127,6 @@ def test_same_seed_same_weights_whatever_the_threads(settings, monkeypatch):
     assert (weights_of(first["fold0"])["hidden.weight"] != weights_of(other)["hidden.weight"]).any()
 
 
-def test_a_teacher_that_no_student_learns_from_is_not_computed(settings):
-    batches = []
-
-    def watch(teacher, _):
-        return lambda x: batches.append(len(x)) or teacher(x)
-    train_tiny(settings, [0, 1], watch=watch)
-    assert batches
-    batches.clear()
-    train_tiny(settings.without_teacher(), [0, 1], watch=watch)
-    settings.freeze_depth = 19  # where the feature loss cannot change the student
-    train_tiny(settings, [0, 1], watch=watch)
-    assert not batches
-
-
 def test_once_all_students_have_stopped_controls_go_on_without_the_teacher(settings):
     images, fold_of = tiny_set(settings)
     settings.num_epochs, batches = 3, []
@@ -224,20 +142,6 @@ def test_once_all_students_have_stopped_controls_go_on_without_the_teacher(setti
         return lambda x: batches.append(len(x)) or teacher(x)
     trained = train_tiny(settings, [1], watch=watch, build=build)
     assert [len(s.history) for s in trained.values()] == [2, 3] and len(batches) == 5
-
-
-def test_frozen_parameters_and_statistics_do_not_move(settings):
-    before = {}
-
-    def watch(teacher, students):
-        before.update(weights_of(students[0]))
-        return teacher
-    after = weights_of(train_tiny(settings, [0], watch=watch)["fold0"])
-    frozen = [n for n in before if n.startswith("features.") and int(n.split(".")[1]) < 14]
-    assert len(frozen) > 150
-    assert all(np.array_equal(before[n], after[n]) for n in frozen)
-    moved = [n for n in before if n not in frozen and not np.array_equal(before[n], after[n])]
-    assert {n.rsplit(".", 1)[1] for n in moved} == {"weight", "bias", "_mean", "_variance"}
 
 
 def test_teacher_and_student_see_the_same_mixed_image(settings):
@@ -291,18 +195,6 @@ def test_loss_gets_the_labels_and_the_weight_of_the_images_that_were_mixed(setti
     last = learning_rate(3 * steps - 1, 3 * steps, steps, settings.base_lr)
     np.testing.assert_allclose([student.optimizer.get_lr(), student.history[-1]["learning_rate"]],
                                last)
-
-
-def test_frozen_blocks_do_not_move_in_the_dynamic_graph_either():
-    paddle.seed(0)
-    student = Student(3, 14, scale=0.25)
-    optimizer = paddle.optimizer.SGD(1.0, parameters=student.parameters())
-    before = {k: v.numpy() for k, v in student.state_dict().items()}
-    student.train()
-    student(paddle.randn([4, 3, 32, 32])).square().mean().backward()
-    optimizer.step()
-    moved = {k for k, v in student.state_dict().items() if not np.array_equal(v.numpy(), before[k])}
-    assert moved and not any(k.startswith(f"features.{i}.") for i in range(14) for k in moved)
 
 
 def test_a_lone_student_goes_on_and_stopped_ones_cost_nothing(settings):
@@ -387,159 +279,3 @@ def test_mixup_partners_stay_inside_the_fold():
     assert 0 < lam < 1
     two, lam_two = mixup([2], 4, 5, 0.4, np.random.default_rng(1))
     assert lam_two == lam and (two == partner[4:8] - 4).all()
-
-
-def test_learning_rate():
-    rates = [learning_rate(s, 100, 10, 0.1) for s in range(100)]
-    np.testing.assert_allclose(rates[:10], np.linspace(0.01, 0.1, 10))
-    assert rates[10] == 0.1 and np.all(np.diff(rates[10:]) < 0) and 0 < rates[-1] < 1e-4
-    np.testing.assert_allclose(rates[55], 0.05)
-    assert learning_rate(0, 10, 0, 0.1) == 0.1
-
-
-def test_evaluation_scores_each_image_by_its_own_student(settings):
-    images, fold_of = tiny_set(settings)
-    fold_of[:4] = 0  # folds of different sizes
-    settings.freeze_depth = 0
-    students = [build_student(k, images.labels, fold_of, any_head(), settings) for k in range(3)]
-    together = evaluate(students, paddle.to_tensor, images, settings, 2)
-    for student in students:
-        p = together[student.name]
-        assert p.shape == (len(student.images), 3)
-        np.testing.assert_allclose(p.sum(1), 1, atol=1e-5)  # float32
-        alone = evaluate([student], paddle.to_tensor, images, settings, 1)[student.name]
-        np.testing.assert_allclose(alone, p, atol=1e-5)  # other batches, sums in another order
-
-
-def test_a_loss_that_is_not_finite_stops_its_student_alone(settings, one_by_one):
-    (alone,) = train_tiny(settings, [1]).values()
-
-    def watch(teacher, students):
-        network, calls = students[0].network, []
-        pool = network.pool
-
-        def broken(x):
-            calls.append(network.training)
-            return pool(x) * (float("nan") if sum(calls) == 3 else 1)
-        network.pool = broken
-        return teacher
-    first, second = train_tiny(settings, [0, 1], watch=watch).values()
-    images, fold_of = tiny_set(settings)
-    rows = epoch_order(fold_of, [0, 1, 2], settings, 0)[2][2:]
-    for words in ("epoch 1, step 3 of 5", "learning rate 0.0006;", "lower --base_lr",
-                  f"images {', '.join(images.paths[i] for i in rows)})"):
-        assert words in first.failed
-    assert first.stopped and not first.history and not second.failed
-    assert_same_weights(alone, second)
-
-
-def test_class_weights_are_counted_outside_the_fold(settings):
-    fold_of, labels = np.arange(60) % 3, np.arange(60) // 3 % 4
-
-    def class_weights():
-        return [build_student(k, labels, fold_of, any_head(classes=4), settings)
-                .class_weights.numpy() for k in range(3)]
-    before = class_weights()
-    labels = np.where((fold_of == 1) & (labels < 3), 3, labels)
-    after = class_weights()
-    assert [np.array_equal(a, b) for a, b in zip(before, after)] == [False, True, False]
-    # N / (C * count)
-    np.testing.assert_allclose(after[0], [40 / 4 / 5, 40 / 4 / 5, 40 / 4 / 5, 40 / 4 / 25])
-
-
-def test_optimizer_is_adam_with_an_l2_penalty(settings):
-    """Kingma and Ba 2015, algorithm 1; the gradient has weight_decay * weight added."""
-    settings.weight_decay = 0.01
-    student = build_student(0, np.arange(40) % 4, np.arange(40) % 3, any_head(classes=4), settings)
-    parameters = {n: p for n, p in student.network.named_parameters() if not p.stop_gradient}
-    expected = {n: p.numpy().astype("float64") for n, p in parameters.items()}
-    first, second = (dict.fromkeys(expected, 0) for _ in range(2))
-    for t in (1, 2, 3):
-        student.optimizer.set_lr(1e-3 * t)
-        for n, p in parameters.items():
-            rng = np.random.default_rng([t, p.size])
-            p.grad = paddle.to_tensor(rng.normal(size=p.shape).astype("float32"))
-            g = p.grad.numpy() + 0.01 * expected[n]
-            first[n] = 0.9 * first[n] + 0.1 * g
-            second[n] = 0.999 * second[n] + 0.001 * g**2
-            expected[n] = expected[n] - 1e-3 * t * (first[n] / (1 - 0.9**t)) / (
-                np.sqrt(second[n] / (1 - 0.999**t)) + 1e-8)
-        for p in student.regressor.parameters():
-            p.grad = paddle.zeros(p.shape)
-        student.optimizer.step()
-        student.optimizer.clear_grad()
-    for n, p in parameters.items():  # float32: 1e-7 of weights about 1, three steps of 1e-3
-        np.testing.assert_allclose(p.numpy(), expected[n], rtol=0, atol=1e-6, err_msg=n)
-
-
-@pytest.mark.parametrize("class_weights, best", [("balanced", 2), ("none", 3)])
-def test_the_best_epoch_wants_what_the_loss_wants_and_of_equals_the_lower_loss(
-        settings, class_weights, best):
-    settings = dataclasses.replace(settings, class_weights=class_weights, patience=2)
-    labels, fold_of, order = np.repeat([0, 1], [16, 4]), np.arange(20) % 2, np.zeros((1, 2), int)
-    student = build_student(0, labels, fold_of, any_head(classes=2), settings)
-    images = SimpleNamespace(labels=labels, paths=list(map(str, range(20))))
-    ones = [[0.1] * 10, [0.1] * 5 + [0.9] * 5, [0.01] * 8 + [0.1] * 2, [0.1] * 10, [0.1] * 10]
-    stopped = []
-    for epoch, p in enumerate(ones):
-        student.running = paddle.ones([4])
-        probs = np.stack([1 - np.array(p), p], 1).astype("float32")
-        finish_epoch([student], {"fold0": probs}, images, fold_of, order, epoch)
-        stopped.append(student.stopped)
-    scores = [0.8, 0.7, 0.8, 0.8, 0.8], [0.5, 0.8125, 0.5, 0.5, 0.5]
-    for key, values in zip(("val_accuracy", "val_balanced_accuracy"), scores):
-        assert [h[key] for h in student.history] == values[:best + 2]
-    assert student.best_epoch == best and stopped.index(True) == best + 1
-
-
-SIDES = {"left": np.s_[:, :18], "right": np.s_[:, 18:], "top": np.s_[:18], "bottom": np.s_[18:]}
-
-
-@pytest.mark.parametrize("categories, told", [
-    (("left", "right"), ["flip_horizontal"]), (("top", "bottom"), ["flip_vertical"]),
-    (("left", "right", "top", "bottom"), ["flip_horizontal", "flip_vertical", "rotation"]),
-    (("left", "right", "red", "blue"), ["flip_horizontal"]), (("red", "blue"), ["hue"]),
-    (("dark", "bright"), [])])
-def test_an_augmentation_that_destroys_the_label_is_noted(settings, capsys, categories, told):
-    """With a teacher that sees sides, colors and brightness."""
-    settings = dataclasses.replace(
-        settings, hue=0.5 if "hue" in told else 0.1, rotation=180.0 if "rotation" in told else 0.0)
-    n = 20 * len(categories)
-
-    def square(i):
-        image = np.random.default_rng(i).integers(70, 90, (36, 36, 3), np.uint8)
-        name = categories[i % len(categories)]
-        if name in SIDES:
-            image[SIDES[name]] += 100
-        elif name == "bright":
-            image += 100
-        elif name != "dark":
-            image[..., 0 if name == "red" else 2] += 100
-        return image
-
-    def teacher(x):
-        red, green, blue = x.mean((2, 3)).T
-        columns, rows = x.mean((1, 2)), x.mean((1, 3))
-        sides = [v[:, :16].mean(1) - v[:, 16:].mean(1) for v in (columns, rows)]
-        return paddle.to_tensor(np.stack([red - blue, red + green + blue, *sides], 1))
-    images = Images(square, np.arange(n) % len(categories), list(categories))
-    fold_of = assign_folds(images.labels, 3, 0)
-    features = extract_features(teacher, images, settings, 2)
-    heads = fit_heads(features, images.labels, fold_of, settings)
-    capsys.readouterr()
-    notes = check_augmented(teacher, features, heads, images, fold_of, settings)
-    assert [note.split("--")[-1] for note in notes] == [f"{option} 0" for option in told]
-    assert capsys.readouterr().out == "".join(f"note: {note}\n" for note in notes)
-    plain = dataclasses.replace(settings, flip_horizontal=0.0, flip_vertical=0.0, rotation=0.0,
-                                hue=0.0)
-    assert check_augmented(teacher, features, heads, images, fold_of, plain) == []
-
-
-@dataclasses.dataclass
-class Images:
-    square: object
-    labels: np.ndarray
-    categories: list
-
-    def __len__(self):
-        return len(self.labels)

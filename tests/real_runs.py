@@ -1,0 +1,55 @@
+"""Real runs in processes of their own, for tests that stop them."""
+import glob
+import json
+import os
+import signal
+import subprocess
+import sys
+
+from conftest import ROOT
+from tiny import content
+
+WINDOWS = os.name == "nt"
+
+LINUX = sys.platform.startswith("linux")
+
+
+def places(where, name):
+    return ["--log_dir", str(where / name / "logs"), "--save_dir", str(where / name / "saved")]
+
+
+def as_a_terminal():
+    """Signals as a terminal's processes have them: a job in the background ignores some."""
+    for number in (signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
+
+
+def started(args, until, **options):
+    """Start a run; return the process when it has printed `until`, and its output so far."""
+    process = subprocess.Popen([sys.executable, *args], cwd=ROOT, stdout=subprocess.PIPE,
+                               stderr=subprocess.STDOUT, encoding="utf-8",
+                               preexec_fn=None if WINDOWS else as_a_terminal,
+                               env={**os.environ, "PYTHONUTF8": "1"}, **options)
+    printed = []
+    for line in process.stdout:
+        printed.append(line)
+        if until in line:
+            return process, printed
+    raise AssertionError("".join(printed))
+
+
+def assert_same_end(where, name, whole_run, weights):
+    (run,) = glob.glob(str(where / name / "logs" / "*"))
+    for file in ("out_of_fold.csv", "scalars.csv", "mistakes.csv", "folds.csv"):
+        assert content(os.path.join(run, file)) == content(os.path.join(whole_run, file)), file
+    reports = [json.loads(content(os.path.join(r, "report.json"))) for r in (run, whole_run)]
+    for r in reports:
+        r["settings"] = r["run"] = None  # places, and the hour
+        for network in r["networks"].values():
+            network["ms_alone"] = network["ms_in_batch_of_16"] = None
+    assert reports[0] == reports[1]
+    for file in (*(f"best_model_fold{k}.pdparams" for k in range(3)), "final_model.pdparams"):
+        assert content(where / name / "saved" / file) == content(os.path.join(weights, file))
+    assert not glob.glob(os.path.join(run, "checkpoint-*"))
+    assert not glob.glob(os.path.join(run, "*.npz*"))
+    assert not glob.glob(str(where / name / "saved" / "*.tmp"))

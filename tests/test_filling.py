@@ -1,0 +1,204 @@
+"""The store of --stored_augmentations is filled once, even if interrupted, or refused in time."""
+import glob
+import os
+import shutil
+import subprocess
+import sys
+import threading
+import time
+
+import numpy as np
+import pytest
+
+from conftest import ROOT, write_image
+from tiny import (
+    Counted,
+    Cut,
+    content,
+    opened,
+    tiny_teacher,
+)
+from utils import store as store_module
+from utils.errors import InputError
+from utils.images.dataset import load_images
+from utils.teacher import extract_features
+
+pytestmark = pytest.mark.usefixtures("compiled_once")
+
+
+
+
+def stored_files(settings):
+    return sorted(glob.glob(os.path.join(settings.cache_dir, "stored", "*.npy")))
+
+
+def test_a_second_run_calls_no_network_and_says_so(versions, capsys, monkeypatch):
+    first, second = Counted(), Counted()
+    opened(versions, first)
+    assert first.images == 1 + 27 * 4 + 4 and len(stored_files(versions)) == 2  # 112 = 7 * 16
+    assert "used again" not in capsys.readouterr().out
+    monkeypatch.setattr(store_module, "compiled", None)
+    store, images = opened(versions, second)
+    features = extract_features(second, images, versions, 2, store)
+    assert second.images == 0 and features.shape == (3, 27, 5)
+    assert "note: 3 augmentations of each image, stored by an" in capsys.readouterr().out
+    monkeypatch.undo()
+    fresh = extract_features(tiny_teacher(), images, versions, 2)  # the same augmentations
+    np.testing.assert_allclose(features, fresh, rtol=1e-3, atol=1e-4)
+
+
+def test_whatever_decides_the_content_makes_a_store_of_its_own(versions, folder):
+    opened(versions)
+    known = set(stored_files(versions))
+    changes = [dict(hue=0.2), dict(erasing=0.5), dict(seed=7), dict(image_size=64),
+               dict(stored_augmentations=2)]
+    for change in changes:
+        before = {name: getattr(versions, name) for name in change}
+        vars(versions).update(change)
+        opened(versions)
+        vars(versions).update(before)
+        assert len(set(stored_files(versions)) - known) == 2, change
+        known |= set(stored_files(versions))
+    versions.freeze_depth = 13  # concerns the student alone
+    opened(versions)
+    versions.freeze_depth = 14
+    assert len(set(stored_files(versions)) - known) == 1
+    known |= set(stored_files(versions))
+    opened(versions, teacher_weights=("file", {"a": np.ones(3)}))
+    assert len(set(stored_files(versions)) - known) == 1
+    known |= set(stored_files(versions))
+    for free in (dict(batch_size=8), dict(num_epochs=9), dict(feature_weight=1.0),
+                 dict(mixup_alpha=1.0), dict(base_lr=1.0)):
+        vars(versions).update(free)
+        opened(versions)
+        assert set(stored_files(versions)) == known, free
+    write_image(os.path.join(folder, "cans", "3.png"), np.full((48, 64, 3), 9, np.uint8))
+    opened(versions)
+    assert len(set(stored_files(versions)) - known) == 2
+
+
+def test_a_filling_that_is_interrupted_continues(versions, tmp_path, capsys):
+    opened(versions)
+    whole = [content(path) for path in stored_files(versions)]
+    versions.cache_dir = str(tmp_path / "another")
+    with pytest.raises(Cut):
+        opened(versions, Counted(1 + 16 * 3))
+    rest = Counted()
+    opened(versions, rest)
+    assert "continues to store augmentations after 48 of 108" in capsys.readouterr().out
+    assert rest.images == 16 * 4
+    assert [content(path) for path in stored_files(versions)] == whole
+
+KILLED = """
+import os, sys
+sys.path[:0] = ["tests", "."]
+import tiny, numpy as np
+from utils import store
+from utils.settings import Settings
+store.SAVE_SECONDS = -1
+class Killed(tiny.Counted):
+    def __call__(self, x):
+        if self.images == 1 + 16 * 3:
+            os.kill(os.getpid(), 9)
+        return super().__call__(x)
+tiny.opened(Settings(data_dir=sys.argv[1], image_size=32, cache_dir=sys.argv[2],
+                           stored_augmentations=3, teacher_weights="random",
+                           student_weights="random"), Killed())
+"""
+
+
+@pytest.mark.skipif(os.name == "nt", reason="signals of Unix")
+def test_a_killed_filling_continues(versions, tmp_path, capsys):
+    opened(versions)
+    whole = [content(path) for path in stored_files(versions)]
+    versions.cache_dir = str(tmp_path / "another")
+    killed = subprocess.run([sys.executable, "-c", KILLED, versions.data_dir, versions.cache_dir],
+                            cwd=ROOT, capture_output=True, text=True, timeout=200)
+    assert killed.returncode == -9, killed.stderr
+    opened(versions)
+    assert "continues to store augmentations after 48 of 108" in capsys.readouterr().out
+    assert [content(path) for path in stored_files(versions)] == whole
+    for path in stored_files(versions):  # what is cut short, or not even described, is made again
+        os.truncate(path, 200)
+    opened(versions)
+    os.remove(stored_files(versions)[0].replace(".npy", ".json"))
+    opened(versions)
+    assert [content(path) for path in stored_files(versions)] == whole
+
+
+def test_a_limit_too_small_is_refused_with_numbers_before_any_time_is_spent(versions):
+    _, images = opened(versions)
+    needed = sum(map(os.path.getsize, stored_files(versions))) / 1e9
+    shutil.rmtree(os.path.join(versions.cache_dir, "stored"))
+    versions.store_gb = needed * 0.8
+    counted = Counted()
+    with pytest.raises(InputError, match=r"--stored_augmentations 3: they take 0\.000 GB, more "
+                                         r"than --store_gb 6\.\d+e-05; raise it, or store at most"):
+        opened(versions, counted)
+    assert counted.images == 1 and not stored_files(versions)  # a black image, for the shape
+    versions.store_gb = needed * 1.5
+    opened(versions)
+    first = stored_files(versions)
+    for path in first:
+        os.utime(path, (1e9, 1e9))
+    versions.seed += 1  # the oldest make room
+    opened(versions)
+    assert len(stored_files(versions)) == 2 and not set(first) & set(stored_files(versions))
+
+
+def test_a_second_run_waits_for_the_first_and_finds_what_it_stored(versions, capsys):
+    load_images(versions)
+    first = Counted()
+
+    def slow(x):
+        if first.images > 40:
+            began.set()
+            time.sleep(0.3)
+        return first(x)
+    began, second = threading.Event(), Counted()
+    thread = threading.Thread(target=opened, args=(versions, slow))
+    thread.start()
+    began.wait(60)
+    opened(versions, second)
+    thread.join()
+    assert second.images == 0 and first.images == 113
+    assert "waiting for another run that stores augmentations" in capsys.readouterr().out
+
+
+def test_a_full_disk_is_refused_with_numbers(versions, monkeypatch):
+    load_images(versions)
+    usage = shutil.disk_usage(versions.cache_dir)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=2**20 + 1000))
+    counted = Counted()
+    with pytest.raises(InputError, match=r"--stored_augmentations needs 0.00 GB and .* has 0.00 GB "
+                                         "free; .*--cache_dir, or fewer of them"):
+        opened(versions, counted)
+    assert counted.images == 1
+
+
+def test_what_no_float16_can_hold_is_refused(versions):
+    with pytest.raises(InputError, match="features of a frozen network are not finite in float16"):
+        opened(versions, lambda x: tiny_teacher()(x) + 1e6)
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="Paddle launches processes "
+                    "without a GPU on Linux only")
+def test_several_processes_fill_one_store_and_train_as_one(sample, tmp_path):
+    where, _ = sample
+
+    def run(name, *launch):
+        args = ["main.py", "--sample", "--image_size", "32", "--num_folds", "3", "--num_epochs",
+                "2", "--warmup_epochs", "0", "--batch_size", "32", "--stored_augmentations", "2",
+                "--data_dir", where / "sample", "--cache_dir", tmp_path / name / "cache",
+                "--log_dir", tmp_path / name / "logs", "--save_dir", tmp_path / name / "saved"]
+        done = subprocess.run([sys.executable, *map(str, [*launch, *args])], cwd=ROOT, timeout=400,
+                              capture_output=True, text=True, env=os.environ | {"PYTHONUTF8": "1"})
+        assert done.returncode == 0, done.stdout + done.stderr
+
+    run("one")
+    run("two", "-m", "paddle.distributed.launch", "--nproc_per_node", "2", "--backend", "gloo",
+        "--log_dir", tmp_path / "launch")
+    for pattern in ("cache/stored/*.npy", "saved/*.pdparams"):
+        one, two = ({os.path.basename(p): content(p)
+                     for p in glob.glob(str(tmp_path / name / pattern))} for name in ("one", "two"))
+        assert len(one) >= 2 and one == two
