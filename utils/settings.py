@@ -88,16 +88,16 @@ class Settings:
                                  per_student=True)
     mixup_alpha: float = setting(0.2, "parameter of mixup's Beta distribution; 0 switches mixup "
                                  "off", 0, 100)
-    stored_augmentations: int = setting(0, "augmented versions of each image, drawn once: what the "
-                                        "frozen networks compute of them is kept in cache_dir, and "
-                                        "every epoch takes one version; 0 draws new ones in each "
-                                        "epoch", 0, 10000)
+    stored_augmentations: int = setting(0, "augment each image so many times, once and for all, "
+                                        "and keep in cache_dir what the frozen networks compute; "
+                                        "every epoch reads one of them; 0 augments and computes "
+                                        "anew in each epoch", 0, 10000)
     batch_size: int = setting(16, "images per step and student, rounded so that every fold "
                               "contributes the same number", 2, 65536)
     num_epochs: int = setting(50, "maximum number of epochs", 1, 100000)
     warmup_epochs: int = setting(5, "epochs of linear learning rate warm-up, before mixup starts; "
                                  "unless given, at most a tenth of num_epochs", 0)
-    patience: int = setting(20, "early stopping: epochs without a new best epoch", 1,
+    patience: int = setting(20, "early stopping after so many epochs without a better one", 1,
                             per_student=True)
     base_lr: float = setting(1e-3, "peak learning rate of Adam", 1e-9, 10, per_student=True)
     weight_decay: float = setting(1e-4, "L2 penalty", 0, 10, per_student=True)
@@ -188,8 +188,8 @@ class Settings:
 
     @property
     def held_out(self):
-        """For each student the fold that it does not train on; num_folds, of no image, for the
-        final model."""
+        """The fold that each student does not train on; for the final model num_folds, a fold
+        without images."""
         return self.trained_folds + [self.num_folds] * self.has_final_model
 
 

@@ -131,8 +131,8 @@ def check_augmented(teacher, features, heads, images, fold_of, settings):
     """Notes, printed and returned, on augmentations that may destroy the label of a category.
 
     If the heads predict augmented images that they were not fitted on worse than plain ones (from
-    `features` of extract_features, which costs nothing), each augmentation is tried alone, a flip
-    always, on a few images. It is noted if a category clearly loses more than a third of them.
+    `features` of extract_features, which costs nothing), each augmentation alone is applied to a
+    few images, a flip to all of them. It is noted if a category clearly loses more than a third.
     """
     if world.rank:
         return []

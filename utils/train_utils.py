@@ -76,7 +76,7 @@ class TrainState:
 
     @property
     def is_fold(self):
-        """Whether it is the student of a fold, of which the report is."""
+        """Whether it is a fold's student: these are what the report scores."""
         return not (self.is_control or self.is_final)
 
     @property
@@ -211,8 +211,8 @@ def train_step(student, batch, features, maps):
 def evaluate(students, stem, images, settings, threads, store=None):
     """Class probabilities of each student on its own fold: {name: float32 [n, C]}, as its .images.
 
-    In batches of one fold, so that they do not depend on what else is evaluated; with the maps in
-    the `store`, where they are. Leaves the networks in training mode.
+    In batches of one fold, so that they do not depend on what else is evaluated. Maps are read from
+    the `store` if it has them. Leaves the networks in training mode.
     """
     students = [s for s in students if not s.is_final]  # which has no images to validate on
     rows_of = {s.fold: s.images for s in students}  # a control has the images of its student

@@ -24,8 +24,8 @@ class Signals:
     """Ctrl-C, SIGTERM, and SIGHUP of a closed terminal; Windows has Ctrl-C only.
 
     The first raises Stopped, or while `deferred` only sets `received`, for the program to save what
-    it has and stop. A second Ctrl-C kills; other signals are ignored from then on, since Paddle's
-    launcher sends SIGTERM twice, and a closed terminal its signal.
+    it has and stop. A second Ctrl-C kills. Other signals are ignored from then on: Paddle's
+    launcher sends SIGTERM twice, and a terminal that is closed may send SIGHUP twice.
     """
 
     def __init__(self, deferred=False):
