@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from scipy.optimize import LinearConstraint, milp
 from scipy.sparse import csr_array, eye, hstack, kron
-from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
+from sklearn.model_selection import StratifiedKFold
 
 from utils.distributed import world
 from utils.engine import on_gpu, to_device
@@ -74,30 +74,28 @@ def assign_folds(labels, num_folds, seed, categories=None, groups=None):
                          "category needs one per fold; add images, lower --num_folds, or leave "
                          f"out what is too small: --exclude {small}"
                          + (f"; {EXACT_HINT}" if grouped else ""))
+    if grouped:
+        fold_of = split_groups(labels, num_folds, seed, groups)
+        if fold_of is None:
+            raise InputError(
+                f"groups too large for {num_folds} folds: a fold would have no image of some "
+                f"category (fewest groups: {names[np.argmin(counts)]}, {min(counts)}); add images, "
+                f"lower --num_folds, or split the groups of --groups; {EXACT_HINT}")
+        return fold_of
     fold_of = np.empty(len(labels), np.int64)
-    splitter = StratifiedGroupKFold if grouped else StratifiedKFold
-    splits = splitter(num_folds, shuffle=True, random_state=seed).split(
-        labels, labels, groups if grouped else None)
+    splits = StratifiedKFold(num_folds, shuffle=True, random_state=seed).split(labels, labels)
     for k, (_, validation) in enumerate(splits):
         fold_of[validation] = k
-    missing = [name for c, name in enumerate(names)
-               if len(np.unique(fold_of[labels == c])) < num_folds]
-    if missing:
-        fold_of = split_groups(labels, num_folds, seed, groups)
-    if fold_of is None:
-        raise InputError(f"groups too large for {num_folds} folds: a fold would have no "
-                         f"{' or no '.join(missing)}; add images, lower "
-                         f"--num_folds, or split the groups of --groups; {EXACT_HINT}")
     return fold_of
 
 
 def split_groups(labels, num_folds, seed, groups):
     """Balanced folds, int64 [N], that have every category, or None if none were found.
 
-    StratifiedGroupKFold places one group after the other and misses splits that exist. Where a
-    category has few groups, this is an integer program: how many of the groups with the same
-    contents go to each fold, so that the fewest images are in a fold more or less than their
-    category's share. The other groups follow one by one, the largest first.
+    scikit-learn's StratifiedGroupKFold misses splits that exist, and some versions of it balance
+    badly. Where a category has few groups, this is an integer program: how many of the groups with
+    the same contents go to each fold, so that the fewest images are in a fold more or less than
+    their category's share. The other groups follow one by one, the largest first.
     """
     _, group_of = np.unique(groups, return_inverse=True)
     contents = np.zeros((group_of.max() + 1, labels.max() + 1), int)  # images by group, category
