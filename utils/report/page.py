@@ -9,24 +9,31 @@ import numpy as np
 from utils.errors import InputError
 from utils.explain import explain
 from utils.predict import load_students, read_images
-from utils.report.text import summary
-from utils.tables import printable
+from utils.report.languages import TEXTS
+from utils.report.text import summary, weak_teacher
+from utils.tables import listed, printable
 from utils.weights import read_about, weights_path
 
 PER_CATEGORY, MAX_EXAMPLES = 4, 200  # correct and wrong ones each; in all, at 40 kB each
-PLOTS = (("confusion_matrix.png", "Confusion matrix"), ("confidence.png", "Confidence"),
-         ("curves.png", "Training"),
-         ("mistakes.png", "Most confident mistakes, often label errors"),
-         ("augmented_images.png", "Five training images, and their augmentations"))
+PLOTS = ("confusion_matrix.png", "confidence.png", "curves.png", "mistakes.png",
+         "augmented_images.png")
 STYLE = """
+html[lang="en"] [lang="zh"], html[lang="zh"] [lang="en"], [hidden] { display: none }
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 70rem; margin: 2rem auto; padding: 0 1rem;
   color: #222 }
+button { float: right; font: inherit; padding: .3rem .8rem }
 pre { font-size: 13px; line-height: 1.35; overflow-x: auto; background: #f6f6f6; padding: 1rem }
 img { max-width: 100% } h2 { margin-top: 2.5rem }
-td { padding: 0 2rem 0 0; vertical-align: top }
+th, td { padding: 0 1.5rem 0 0; vertical-align: top; text-align: left }
 figure { display: inline-block; width: 15rem; margin: 0 1rem 1rem 0; vertical-align: top;
   overflow-wrap: anywhere }
 figcaption { font-size: 13px } figure img { width: 100% }
+"""
+SCRIPT = """
+const page = document.documentElement, button = document.querySelector("button");
+if (navigator.language.startsWith("zh")) page.lang = "zh";
+button.onclick = () => { page.lang = page.lang === "zh" ? "en" : "zh"; };
+button.hidden = false;
 """
 
 
@@ -35,41 +42,96 @@ def write_page(folder, text, report, predictions, settings):
 
     text: of the report; predictions: build.Predictions.
     """
-    oof, best = report["out_of_fold"], report["out_of_fold"][report["headline"]]
-    low, high = best["accuracy_interval"]
-    optimistic = ("" if report["headline"] != "student" else
-                  " Its epoch was chosen on the same images, so the figure is optimistic.")
-    body = [f"<h1>Accuracy {best['accuracy']:.1%}</h1>",
-            f"<p>Run {escaped(report['run'])}: {oof['images']} images, each predicted by a student "
-            f"that was not trained on it; 95 % interval {low:.1%} to {high:.1%}.{optimistic}</p>",
-            *(f"<p>{escaped(line)}</p>" for line in summary(report)),
-            f"<pre>{escaped(text)}</pre>"]
-    for name, title in PLOTS:
+    body = [f"<button hidden>{say('other')}</button>", *headline(report), *notes(report),
+            f"<h2>{say('categories')}</h2>", category_table(report)]
+    shown = {*summary(report), *weak_teacher(report)}
+    text = "\n".join(line for line in text.splitlines() if line not in shown)
+    for name in PLOTS:
         if os.path.exists(os.path.join(folder, name)):
             with open(os.path.join(folder, name), "rb") as f:
-                body.append(f"<h2>{title}</h2>{image_tag(f.read(), 'png', title)}")
-    body.append("<h2>Examples</h2><p>The most confident correct and wrong predictions of each "
-                f"category, at most {MAX_EXAMPLES} in all, by the student (best epoch) that was "
-                "not trained on the image. Red marks what counted for the prediction (Grad-CAM). "
-                "The map is coarse, 32 pixels to a cell, and may light up at the borders.</p>")
+                body.append(f"<h2>{say(name)}</h2>{image_tag(f.read(), 'png', name)}")
+    body.append(f"<h2>{say('examples')}</h2>"
+                f"<p>{say('examples_explained', most=MAX_EXAMPLES)}</p>")
     category = None
-    for label, jpeg, caption in examples(predictions, settings, report["run"]):
+    for label, jpeg, path, caption in examples(predictions, settings, report["run"]):
         if label != category:
             category = label
             body.append(f"<h3>{escaped(settings.categories[label])}</h3>")
-        body.append(f"<figure>{image_tag(jpeg, 'jpeg', caption)}"
-                    f"<figcaption>{escaped(caption)}</figcaption></figure>")
-    for title, values in (("Settings", report["settings"]), ("Versions", report["versions"])):
-        rows = [(k, " ".join(map(str, v)) if isinstance(v, tuple) else v)
-                for k, v in values.items()]
-        body.append(f"<h2>{title}</h2><table>"
-                    + "".join(f"<tr><td>{escaped(k)}<td>{escaped(v)}" for k, v in rows)
-                    + "</table>")
+        body.append(f"<figure>{image_tag(jpeg, 'jpeg', path)}"
+                    f"<figcaption>{escaped(path)}{caption}</figcaption></figure>")
+    body.append(f"<h2>{say('text')}</h2><pre>{escaped(text)}</pre>")
+    for key in ("settings", "versions"):
+        rows = [(escaped(k), escaped(" ".join(map(str, v)) if isinstance(v, tuple) else v))
+                for k, v in report[key].items()]
+        body.append(f"<h2>{say(key)}</h2>{table(rows)}")
     head = ('<meta charset="utf-8"><meta name="viewport" content="width=device-width">'
             f"<title>{escaped(report['run'])}</title><style>{STYLE}</style>")
     with open(os.path.join(folder, "report.html"), "w", encoding="utf-8",
               errors="backslashreplace") as f:
-        f.write(f'<!doctype html><html lang="en">{head}\n' + "\n".join(body))
+        f.write(f'<!doctype html><html lang="en">{head}\n' + "\n".join(body)
+                + f"<script>{SCRIPT}</script>")
+
+
+def headline(report):
+    """The accuracy, and a table of what to compare it with."""
+    oof, best = report["out_of_fold"], report["out_of_fold"][report["headline"]]
+    low, high = best["accuracy_interval"]
+    lines = [f"<h1>{say('title', **best)}</h1>",
+             "<p>" + say("run", run=report["run"], images=oof["images"], low=low, high=high)
+             + say("optimistic") * (report["headline"] == "student") + "</p>"]
+    control, largest = report["headline"].replace("student", "control"), report["largest_category"]
+    rows = [(say(name), interval(oof[name], "accuracy"), f"{oof[name]['balanced_accuracy']:.3f}")
+            for name in (report["headline"], control, "teacher") if name in oof]
+    rows.append((say("largest", name=printable(largest["name"])), f"{largest['accuracy']:.3f}",
+                 f"{largest['balanced_accuracy']:.3f}"))
+    lines += [table(rows, ("", say("accuracy"), say("balanced_accuracy"))),
+              f"<p>{say('explained')}</p>"]
+    c, final = report.get("student_against_control"), report.get("final_model")
+    if c:
+        low, high = c["difference_interval"]
+        lines.append(f"<p>{say('compared', **c, low=low, high=high)}</p>")
+    if final:
+        lines.append(f"<p>{say('final', accuracy=final['expected_accuracy'])}</p>")
+    return lines
+
+
+def notes(report):
+    lines = []
+    if report["never_predicted"]:
+        lines.append(f"<p>{say('never_predicted', names=listed(report['never_predicted']))}</p>")
+    found = report.get("failed", []) + report.get("notes", [])
+    weak = " ".join(line.strip() for line in weak_teacher(report)).removeprefix("note: ")
+    found += [weak] * bool(weak)
+    if found:
+        lines += [f"<h2>{say('notes')}</h2><p>{say('notes_explained')}</p><ul>",
+                  *(f"<li>{escaped(note)}" for note in found), "</ul>"]
+    return lines
+
+
+def category_table(report):
+    rows = [(escaped(printable(name)), interval(c, "precision"), interval(c, "recall"),
+             f"{c['f1-score']:.3f}", f"{c['support']:.0f}")
+            for name, c in report["categories"].items()]
+    header = [say(key) for key in ("category", "precision", "recall", "f1", "images")]
+    return table(rows, header)
+
+
+def say(key, **values):
+    """A text in both languages; the page shows the one of its reader."""
+    return "".join(f'<span lang="{language}">{escaped(text.format(**values))}</span>'
+                   for language, text in zip(("en", "zh"), TEXTS[key]))
+
+
+def interval(figures, key):
+    low, high = figures[f"{key}_interval"]
+    return say("interval", value=figures[key], low=low, high=high)
+
+
+def table(rows, header=()):
+    """Rows of cells, which are HTML, as a <table>."""
+    lines = ["".join(f"<th>{cell}" for cell in header)] if header else []
+    lines += ["".join(f"<td>{cell}" for cell in row) for row in rows]
+    return "<table>" + "".join(f"<tr>{line}" for line in lines) + "</table>"
 
 
 def escaped(value):
@@ -83,8 +145,8 @@ def image_tag(content, kind, alt):
 
 
 def examples(predictions, settings, run):
-    """Yield (label, JPEG bytes, caption): the most confident predictions of each category, correct
-    ones first, with a heat map if the student's weights are still there."""
+    """Yield (label, JPEG bytes, path, rest of the caption): the most confident predictions of each
+    category, correct ones first, with a heat map if the student's weights are still there."""
     p = predictions.probabilities["student"]
     labels, predicted, confidence = predictions.labels, p.argmax(1), p.max(1)
     count = max(1, min(PER_CATEGORY, MAX_EXAMPLES // (2 * len(settings.categories))))
@@ -107,8 +169,10 @@ def examples(predictions, settings, run):
         print(f"note: report.html lacks {len(chosen) - len(drawn)} examples that are no longer in "
               f"{settings.data_dir}")
     for i in filter(drawn.__contains__, chosen):
-        wrong = "" if predicted[i] == labels[i] else f", wrong: {settings.categories[predicted[i]]}"
-        yield labels[i], drawn[i], f"{printable(predictions.paths[i])}{wrong}, {confidence[i]:.3f}"
+        key = "correct" if predicted[i] == labels[i] else "wrong"
+        name = settings.categories[predicted[i]]
+        yield labels[i], drawn[i], printable(predictions.paths[i]), say(
+            key, name=name, confidence=confidence[i])
 
 
 def load_student(settings, fold, run):
