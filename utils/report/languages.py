@@ -25,10 +25,10 @@ TEXTS = {
     "recall": ("recall (95 % interval)", "召回率（95% 置信区间）"),
     "f1": ("F1", "F1"),
     "images": ("images", "图片数"),
-    "explained": ("Balanced accuracy: the mean recall of the categories, so that each counts the "
-                  "same. Cross-fitted: each fold at the epoch that was best for the other folds.",
-                  "平衡准确率是各类别召回率的平均，每个类别权重相同。"
-                  "交叉拟合：每一折采用其他各折选出的最佳轮次。"),
+    "balanced": ("Balanced accuracy: the mean recall of the categories, so that each counts the "
+                 "same.", "平衡准确率是各类别召回率的平均，每个类别权重相同。"),
+    "cross_fitted": (" Cross-fitted: each fold at the epoch that was best for the other folds.",
+                     "交叉拟合：每一折采用其他各折选出的最佳轮次。"),
     "compared": ("Student against control, on the same images: {errors} errors against "
                  "{other_errors}; accuracy {difference:+.4f} (95 % interval {low:+.4f} to "
                  "{high:+.4f}), exact McNemar test p = {mcnemar_p:.3g}.",

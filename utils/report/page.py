@@ -76,16 +76,17 @@ def headline(report):
     """The accuracy, and a table of what to compare it with."""
     oof, best = report["out_of_fold"], report["out_of_fold"][report["headline"]]
     low, high = best["accuracy_interval"]
+    optimistic = report["headline"] == "student"
     lines = [f"<h1>{say('title', **best)}</h1>",
              "<p>" + say("run", run=report["run"], images=oof["images"], low=low, high=high)
-             + say("optimistic") * (report["headline"] == "student") + "</p>"]
+             + say("optimistic") * optimistic + "</p>"]
     control, largest = report["headline"].replace("student", "control"), report["largest_category"]
     rows = [(say(name), interval(oof[name], "accuracy"), f"{oof[name]['balanced_accuracy']:.3f}")
             for name in (report["headline"], control, "teacher") if name in oof]
     rows.append((say("largest", name=printable(largest["name"])), f"{largest['accuracy']:.3f}",
                  f"{largest['balanced_accuracy']:.3f}"))
     lines += [table(rows, ("", say("accuracy"), say("balanced_accuracy"))),
-              f"<p>{say('explained')}</p>"]
+              f"<p>{say('balanced')}{'' if optimistic else say('cross_fitted')}</p>"]
     c, final = report.get("student_against_control"), report.get("final_model")
     if c:
         low, high = c["difference_interval"]
