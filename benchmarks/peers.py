@@ -7,7 +7,9 @@ benchmarks/step.py starts it and asks for one batch at a time. A line on standar
 of 16 of one fold; the answer is a line of JSON, seconds by part. PyTorch has its own best settings
 (channels last, frozen parts traced and their BatchNorm folded, fused Adam; step.py lets it keep its
 memory too; torch-half: the teacher in bfloat16, as here where the processor is made for that), and
-no views to draw; for Paddle they are drawn by paddle.vision.transforms.
+no augmentations to draw; for Paddle they are drawn by paddle.vision.transforms. None of them stores
+what its frozen networks compute, as --stored_augmentations does here; PyTorch could as well, and
+would then need its tails alone.
 """
 import argparse
 import json

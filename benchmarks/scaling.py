@@ -8,7 +8,9 @@
 Draws JPEG files of smooth noise, one in 50 a mirrored copy, and starts on them twice at 64 pixels,
 each time in a process of its own, since the peak memory of a process never falls; what Paddle takes
 when loaded is not counted. A random matrix stands in for the teacher, and weights are random. In
-brackets: processor time of all cores.
+the second table every step is timed once more with what --stored_augmentations 1 keeps, read from
+the page cache; to fill it takes minutes and is not counted. In brackets: processor time of all
+cores.
 """
 import argparse
 import json
@@ -36,6 +38,7 @@ from utils.distributed import world
 from utils.images.dataset import Images, load_images
 from utils.images.duplicates import find_groups
 from utils.settings import Settings
+from utils.store import open_store
 from utils.teacher import extract_features, fit_heads, load_teacher
 from utils.train_utils import build_student, frozen_stem
 from utils.transforms import square_side
@@ -75,6 +78,7 @@ class Enough(Exception):
 class Stopwatch:
     """A stand-in for a Run in main.train: notes the time of each step, and ends training."""
     epoch = step = 0
+    teacher_weights = student_weights = "", None
 
     def __init__(self, settings, threads):
         self.settings, self.threads, self.times = settings, threads, []
@@ -92,10 +96,10 @@ def step_time(images, fold_of, settings, threads=CORES):
         (2048, CATEGORIES), (1, CATEGORIES), 2048)), np.ones(2048, "f"))
     students = [build_student(k, images.labels, fold_of, head, settings)
                 for k in range(settings.num_folds)]
-    watch = Stopwatch(settings, threads)
+    watch, teacher = Stopwatch(settings, threads), load_teacher(("", None), settings, threads)
     try:
-        train(students, images, fold_of, load_teacher(("", None), settings, threads),
-              frozen_stem(students, settings, threads), watch)
+        train(students, images, fold_of, teacher, frozen_stem(students, settings, threads), watch,
+              open_store(teacher, images, watch))
     except Enough:
         steps = np.diff(watch.times[WARM_UP:], axis=0)
         return 1000 * np.median(steps, 0) / (images_per_fold(settings) * len(students))
@@ -186,14 +190,18 @@ def main():
         peaks = np.round(first["peaks"] + second["peaks"][1:]).astype(int)
         print(f"| {count}", *times, *peaks, sep=" | ", end=" |\n", flush=True)
     if args.folds:
-        print("\n| folds | a step, ms per image, 224 pixels | on the line of the first two |\n"
-              + 3 * "| --- " + "|")
+        print("\n| folds | a step, ms per image, 224 pixels | on the line of the first two | with "
+              "stored augmentations | on the line |\n" + 5 * "| --- " + "|")
     rows = []
     for k in args.folds:
-        rows.append((k, step_time(*noise_in_folds(k), Settings(num_folds=k, warmup_epochs=0))))
+        with tempfile.TemporaryDirectory() as folder:
+            rows.append((k, np.stack([step_time(*noise_in_folds(k), Settings(
+                num_folds=k, warmup_epochs=0, stored_augmentations=stored, cache_dir=folder))
+                for stored in (0, 1)])))
         tail = (rows[1][1] - rows[0][1]) / (rows[1][0] - rows[0][0]) if len(rows) > 1 else 0
         line = rows[0][1] + (k - rows[0][0]) * tail
-        print(f"| {k} | {both(rows[-1][1])} | {both(line)} |", flush=True)
+        print(f"| {k}", *(both(ms[i]) for i in (0, 1) for ms in (rows[-1][1], line)), sep=" | ",
+              end=" |\n", flush=True)
     if args.processes:
         print("\n| processes | threads of each | ms per image in five folds | images/s | bytes "
               "that each sends in a step |\n" + 5 * "| --- " + "|")

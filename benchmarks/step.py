@@ -4,10 +4,13 @@
     python -m venv torch && torch/bin/pip install torch==2.13.0    # PyTorch in a Python of its own,
     python benchmarks/step.py --torch torch/bin/python             # and 224 pixels beside it
 
-Batches of 16, ResNet50, 14 blocks frozen, random weights. Blocks of real training steps are timed;
-the peers (benchmarks/peers.py) take a batch of one fold each in between, and an image costs them
-four: it is in the training set of four folds. Medians; only the ratios mean something on another
-machine. Figures: docs/results.md.
+Batches of 16, ResNet50, 14 blocks frozen, random weights. Blocks of real training steps are timed,
+with fresh augmentations and with stored ones (--stored_augmentations), whose files were just
+written and are in the page cache; to fill them costs what the first column has without the tails,
+once for each stored augmentation and for the plain image. The peers (benchmarks/peers.py), which
+store nothing, take a batch of one fold each in between, and an image costs them four: it is in the
+training set of four folds. Medians; only the ratios mean something on another machine. Figures:
+docs/results.md.
 """
 import argparse
 import json
@@ -15,8 +18,10 @@ import os
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 
 ROOT = os.path.join(os.path.dirname(os.path.abspath(__file__)), os.pardir)
 sys.path.insert(0, ROOT)
@@ -33,6 +38,7 @@ from utils.data_utils import epoch_order, images_per_fold, train_batches
 from utils.images.dataset import Images
 from utils.report.cost import count
 from utils.settings import Settings
+from utils.store import open_store
 from utils.teacher import load_teacher
 from utils.train_utils import build_student, frozen_stem, student_threads, train_step
 from utils.transforms import square_side
@@ -40,7 +46,7 @@ from utils.transforms import square_side
 ROUNDS, STEPS, BATCH, SIDE = 5, 6, 16, 2048
 PLAIN = ("OMP_NUM_THREADS", "KMP_BLOCKTIME", "MKL_DEBUG_CPU_TYPE", "GLOG_minloglevel")  # of utils
 KEEP_MEMORY = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**31 - 1)}  # for PyTorch
-PARTS = ("waiting for images", "teacher", "stem", "four tails")
+PARTS = ("waiting for images, or for what is stored", "teacher", "stem", "four tails")
 
 
 class Clock:
@@ -57,11 +63,12 @@ class Clock:
 
 
 class Here:
-    """Five students with random weights on random images."""
+    """Five students with random weights on random images; the store is kept in `folder`."""
 
-    def __init__(self, size):
+    def __init__(self, size, folder):
         self.settings = Settings(image_size=size, num_epochs=1, warmup_epochs=0, batch_size=BATCH,
-                                 teacher_weights="random", student_weights="random").check()
+                                 teacher_weights="random", student_weights="random",
+                                 stored_augmentations=1, cache_dir=folder).check()
         rng, k = np.random.default_rng(0), 5
         self.per_step = k * images_per_fold(self.settings)
         shape = self.per_step, square_side(size), square_side(size), 3
@@ -76,19 +83,22 @@ class Here:
                          for i in range(k)]
         self.teacher = load_teacher(("", None), self.settings, CORES)
         self.stem = frozen_stem(self.students, self.settings, CORES)
-        self.maps = paddle.randn([BATCH, 96, size // 16, size // 16])
+        run = SimpleNamespace(settings=self.settings, threads=CORES, teacher_weights=("", None),
+                              student_weights=("", None))
+        self.store = open_store(self.teacher, self.images, run)
+        self.maps = paddle.to_tensor(self.store.read("maps", np.arange(BATCH), np.ones(BATCH, int)))
 
-    def block(self):
+    def block(self, store=None):
         """Milliseconds per image of STEPS steps, by part."""
         clock, pool = Clock(), student_threads(CORES)
         order = epoch_order(self.fold_of, range(5), self.settings, 0)
         for student in self.students:
             student.running = paddle.zeros([4])
-        batches = train_batches(self.images, self.fold_of, order, self.settings, 0, 0, CORES)
+        batches = train_batches(self.images, self.fold_of, order, self.settings, 0, 0, CORES, store)
         for _ in range(len(order)):
             batch = clock.call(PARTS[0], next, batches)
-            features = clock.call(PARTS[1], self.teacher, batch.x)
-            maps = clock.call(PARTS[2], self.stem, batch.x)
+            features = clock.call(PARTS[1], batch.outputs, "features", self.teacher)
+            maps = clock.call(PARTS[2], batch.outputs, "maps", self.stem)
             clock.call(PARTS[3], list, pool.map(
                 lambda s: train_step(s, batch, features, maps), self.students))
         clock.seconds["all"] = sum(clock.seconds.values())
@@ -149,15 +159,22 @@ def main():
     args = parser.parse_args()
     engine.keep_memory()
     engine.choose_device("cpu")
-    here = Here(args.image_size)
+    with tempfile.TemporaryDirectory() as folder:
+        measure(Here(args.image_size, folder), args)
+
+
+def measure(here, args):
+    """Time everything in rounds, and print the table."""
     half = args.torch if engine.BFLOAT16 else None
     peers = dict(start_peer(python, which, args.image_size) for which, python in (
         ("torch", args.torch), ("torch-half", half), ("paddle", sys.executable)) if python)
-    here.block()  # warms up
+    for store in (None, here.store):
+        here.block(store)  # warms up
     here.tail_parts()
-    blocks, tails, rates, others = [], [], [], {name: [] for name in peers}
+    blocks, stored, tails, rates, others = [], [], [], [], {name: [] for name in peers}
     for _ in range(ROUNDS):
         blocks.append(here.block())
+        stored.append(here.block(here.store))
         tails.append(here.tail_parts())
         rates.append(matmul_rate())
         for name, process in peers.items():
@@ -165,16 +182,19 @@ def main():
     for process in peers.values():
         process.stdin.close()
 
-    whole = median(blocks, "all")
+    whole, whole_stored = median(blocks, "all"), median(stored, "all")
+    kept = sum(rows.size for rows in here.store.rows.values()) / 1000
     print(f"{engine.processor()}, {CORES} cores, {engine.versions()}\n")
-    print(f"| an image in five folds, {args.image_size} pixels | ms |\n| --- | --- |")
+    print(f"| an image in five folds, {args.image_size} pixels, ms | fresh augmentations "
+          f"| stored: features and maps, {kept:.0f} kB for each |\n" + 3 * "| --- " + "|")
     for part in PARTS:
-        print(f"| {part} | {median(blocks, part):.1f} |")
-    print(f"| **all of it, here** | **{whole:.1f}** |")
+        print(f"| {part} | {median(blocks, part):.1f} | {median(stored, part):.1f} |")
+    print(f"| **all of it, here** | **{whole:.1f}** | **{whole_stored:.1f}** |")
     for name, rows in others.items():
         four = 4 * statistics.median(sum(r.values()) for r in rows)
         parts = ", ".join(f"{part} {median(rows, part):.1f}" for part in rows[0])
-        print(f"| {name}, fold after fold: 4 x ({parts}) | {four:.0f}, {four / whole:.1f} times |")
+        print(f"| {name}, fold after fold, stores nothing: 4 x ({parts}) | {four:.0f}, "
+              f"{four / whole:.1f} times | {four / whole_stored:.1f} times |")
     _, multiply_adds = count(Backbone(), [3, args.image_size, args.image_size])
     rate = statistics.median(rates)
     teacher = 2 * multiply_adds / median(blocks, "teacher") / 1e6
