@@ -25,8 +25,8 @@ def test_sample_run_leaves_everything_behind(sample):
     folder = where / "logs" / run
     files = {"report.txt", "report.html", "report.json", "results.json", "out_of_fold.csv",
              "confusion_matrix.png", "curves.png", "confidence.png", "mistakes.png", "mistakes.csv",
-             "scalars.csv", "first_images.png", "augmented_images.png", "settings.json",
-             "folds.csv", "left_out.csv", "duplicates.csv"}
+             "scalars.csv", "seconds.csv", "first_images.png", "augmented_images.png",
+             "settings.json", "folds.csv", "left_out.csv", "duplicates.csv"}
     assert files <= set(os.listdir(folder))
     assert all(glob.glob(str(folder / d / "vdlrecords*")) for d in (
         "fold0", "fold1", "fold2", "images", "result", "student", "student_cross_fitted",
@@ -48,6 +48,9 @@ def test_sample_run_leaves_everything_behind(sample):
     assert known["categories"] == report["category_names"]
     assert report["out_of_fold"]["teacher"]["accuracy"] > 0.4  # chance is 0.25
     assert len(read_rows(folder / "scalars.csv")) == 12  # three students, the final model
+    took = read_rows(folder / "seconds.csv")  # before training, and in each epoch
+    assert [row["epoch"] for row in took] == ["0", "1", "2", "3"]
+    assert all(float(row["seconds"]) > 0 for row in took)
     for words in ("teacher's validation accuracy: fold 0", "epoch 3/3", "visualdl --logdir",
                   "Confusion matrix", "random initialization", "first five training images"):
         assert words in printed

@@ -78,6 +78,13 @@ class Log:
                     tag = key.replace("_", "/", 1) if key != "learning_rate" else key
                     self.writer(name).add_scalar(tag, scores[key], scores["epoch"])
 
+    def time(self, epoch, seconds):
+        """`seconds` were spent until `epoch` epochs were done; 0: everything before the first."""
+        path = os.path.join(self.folder, "seconds.csv")
+        header = [] if os.path.exists(path) else [("epoch", "seconds")]
+        with open(path, "a", newline="", encoding="utf-8") as f:
+            csv.writer(f).writerows([*header, (epoch, round(seconds, 1))])
+
     def repeat(self, students):
         """Log all epochs of a resumed run again, in the order in which they came."""
         for epoch in range(max(len(s.history) for s in students)):

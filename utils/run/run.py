@@ -55,6 +55,7 @@ class Run:
     def __init__(self, given, sample=False, resume=None):
         self.command_line = given, sample, resume
         self.signals, self.locks, self.log = Signals(), [], NoLog()
+        self.opened = time.monotonic()
 
     def __enter__(self):
         try:
@@ -180,6 +181,7 @@ class Run:
                "whose weights are saved")
         self.signals.deferred = True
         self.saved = self.began = time.monotonic()
+        self.log.time(self.epoch, self.began - self.opened)
 
     def after_step(self, epoch, step):
         """`step` steps of `epoch` (from 0) are done: save and stop if it is time."""
@@ -190,6 +192,7 @@ class Run:
     def after_epoch(self, epoch, active):
         """`epoch` (from 0) is done and scored: log it, keep best weights, save if it is time."""
         seconds, self.began = time.monotonic() - self.began, time.monotonic()
+        self.log.time(epoch + 1, seconds)
         for student in active:
             if student.failed:
                 continue
