@@ -51,7 +51,7 @@ def main(argv=None):
         run.begin(images, fold_of, groups)
 
         teacher = load_teacher(run.teacher_weights, settings, threads)
-        store = open_store(teacher, images, run)  # of --stored_augmentations, else None
+        store = open_store(teacher, images, run)  # of --stored_augmentations, as yet for the heads
         if run.resuming:
             heads, teacher_probs = run.saved_heads
         else:
@@ -62,6 +62,8 @@ def main(argv=None):
             run.save_heads(heads, teacher_probs)
             del features
         check_teacher(teacher_probs, images, fold_of, settings)
+        if store:
+            store.fill()  # only now: a teacher that is of no use has been noticed
 
         def build(k, settings, name=None):
             return build_student(k, images.labels, fold_of, heads[k], settings,

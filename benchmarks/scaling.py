@@ -97,9 +97,12 @@ def step_time(images, fold_of, settings, threads=CORES):
     students = [build_student(k, images.labels, fold_of, head, settings)
                 for k in range(settings.num_folds)]
     watch, teacher = Stopwatch(settings, threads), load_teacher(("", None), settings, threads)
+    store = open_store(teacher, images, watch)
+    if store:
+        store.fill()
     try:
         train(students, images, fold_of, teacher, frozen_stem(students, settings, threads), watch,
-              open_store(teacher, images, watch))
+              store)
     except Enough:
         steps = np.diff(watch.times[WARM_UP:], axis=0)
         return 1000 * np.median(steps, 0) / (images_per_fold(settings) * len(students))

@@ -86,6 +86,7 @@ class Here:
         run = SimpleNamespace(settings=self.settings, threads=CORES, teacher_weights=("", None),
                               student_weights=("", None))
         self.store = open_store(self.teacher, self.images, run)
+        self.store.fill()
         self.maps = paddle.to_tensor(self.store.read("maps", np.arange(BATCH), np.ones(BATCH, int)))
 
     def block(self, store=None):
@@ -183,7 +184,7 @@ def measure(here, args):
         process.stdin.close()
 
     whole, whole_stored = median(blocks, "all"), median(stored, "all")
-    kept = sum(rows.size for rows in here.store.rows.values()) / 1000
+    kept = sum(file.rows.size for file in here.store.files) / 1000
     print(f"{engine.processor()}, {CORES} cores, {engine.versions()}\n")
     print(f"| an image in five folds, {args.image_size} pixels, ms | fresh augmentations "
           f"| stored: features and maps, {kept:.0f} kB for each |\n" + 3 * "| --- " + "|")

@@ -6,12 +6,14 @@ import subprocess
 import sys
 import threading
 import time
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from conftest import ROOT, write_image
 from tiny import (
+    RANDOM,
     Counted,
     Cut,
     content,
@@ -21,6 +23,7 @@ from tiny import (
 from utils import store as store_module
 from utils.errors import InputError
 from utils.images.dataset import load_images
+from utils.store import open_store
 from utils.teacher import extract_features
 
 pytestmark = pytest.mark.usefixtures("compiled_once")
@@ -44,6 +47,28 @@ def test_a_second_run_calls_no_network_and_says_so(versions, capsys, monkeypatch
     assert "note: 3 augmentations of each image, stored by an" in capsys.readouterr().out
     monkeypatch.undo()
     fresh = extract_features(tiny_teacher(), images, versions, 2)  # the same augmentations
+    np.testing.assert_allclose(features, fresh, rtol=1e-3, atol=1e-4)
+
+
+def test_until_the_teacher_is_known_to_be_of_use_only_what_its_heads_need_is_stored(versions):
+    counted, images = Counted(), load_images(versions)
+    store = open_store(counted, images, SimpleNamespace(
+        settings=versions, threads=2, teacher_weights=RANDOM, student_weights=RANDOM))
+    extract_features(counted, images, versions, 2, store)
+    assert counted.images == 1 + 16 * 6  # of three versions of 27 images, in whole steps
+    store.fill()
+    assert counted.images == 1 + 27 * 4 + 4  # 112 = 7 * 16
+    store.fill()
+    assert counted.images == 1 + 27 * 4 + 4
+
+
+def test_heads_see_as_many_augmentations_as_they_are_told_though_fewer_are_stored(versions):
+    versions.stored_augmentations, versions.head_views = 1, 3
+    store, images = opened(versions)
+    counted = Counted()
+    features = extract_features(counted, images, versions, 2, store)
+    assert counted.images == 27 * 2
+    fresh = extract_features(tiny_teacher(), images, versions, 2)
     np.testing.assert_allclose(features, fresh, rtol=1e-3, atol=1e-4)
 
 
@@ -153,7 +178,7 @@ def test_a_second_run_waits_for_the_first_and_finds_what_it_stored(versions, cap
     def slow(x):
         if first.images > 40:
             began.set()
-            time.sleep(0.3)
+            time.sleep(0.6)
         return first(x)
     began, second = threading.Event(), Counted()
     thread = threading.Thread(target=opened, args=(versions, slow))
@@ -161,7 +186,7 @@ def test_a_second_run_waits_for_the_first_and_finds_what_it_stored(versions, cap
     began.wait(60)
     opened(versions, second)
     thread.join()
-    assert second.images == 0 and first.images == 113
+    assert first.images + second.images == 113
     assert "waiting for another run that stores augmentations" in capsys.readouterr().out
 
 

@@ -21,6 +21,8 @@ from tiny import (
     weights_of,
 )
 from utils import data_utils, train_utils
+from utils import store as store_module
+from utils import teacher as teacher_module
 from utils.images.dataset import load_images
 from utils.store import open_store
 from utils.teacher import fit_heads
@@ -29,15 +31,17 @@ from utils.train_utils import build_student, frozen_stem
 pytestmark = pytest.mark.usefixtures("compiled_once")
 
 
-def train_tiny(settings, folds=(0, 1, 2, 3), square=None, run=None, control=False):
+def train_tiny(settings, folds=(0, 1, 2, 3), square=None, run=None, control=False, teacher=None):
     """Students of these folds after training; square(plain) replaces images.square."""
     images, fold_of = tiny_set(settings)
     if square:
         images.square = square(images.square)
     run = run or Quiet(settings)
     run.settings, run.teacher_weights, run.student_weights = settings, RANDOM, RANDOM
-    teacher = tiny_teacher()
+    teacher = teacher or tiny_teacher()
     store = open_store(teacher, images, run)
+    if store:
+        store.fill()
     features = np.random.default_rng(0).normal(size=(1, len(images), 5)).astype("float32")
     heads = fit_heads(features, images.labels, fold_of, settings)
     students = [build_student(k, images.labels, fold_of, heads[k], settings) for k in folds]
@@ -68,6 +72,14 @@ def test_one_version_without_mixup_equals_training_on_these_images(
         live = train_tiny(settings)
     settings.stored_augmentations = 1
     assert_same(train_tiny(settings), live)
+
+
+def test_with_a_full_store_no_frozen_network_is_compiled(versions, monkeypatch):
+    first = train_tiny(versions)
+    for module in (store_module, teacher_module, train_utils):
+        monkeypatch.setattr(module, "compiled", None)
+    again = train_tiny(versions, teacher=teacher_module.load_teacher(RANDOM, versions, 2))
+    assert_same(again, first)
 
 
 def test_what_is_stored_is_what_the_networks_say_of_each_version(versions):

@@ -79,7 +79,10 @@ def opened(settings, teacher=None, **weights):
     images = load_images(settings)
     run = SimpleNamespace(**dict(settings=settings, threads=2, teacher_weights=RANDOM,
                                  student_weights=RANDOM) | weights)
-    return open_store(teacher or tiny_teacher(), images, run), images
+    store = open_store(teacher or tiny_teacher(), images, run)
+    if store:
+        store.fill()
+    return store, images
 
 
 def content(path):

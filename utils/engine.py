@@ -4,6 +4,7 @@
 """
 import ctypes
 import errno
+import functools
 import os
 import platform
 import sys
@@ -132,6 +133,12 @@ def compiled(layer, input_shape, threads=1, half=False):
         raise InputError(f"cannot prepare a network: {e}; Paddle writes to the temporary folder "
                          "and to the user's: make room there, or name others in TMPDIR and HOME "
                          "(on Windows TMP and USERPROFILE)") from e
+
+
+def when_used(make):
+    """x -> make()(x), made when it is first called: with a full store nothing calls a network."""
+    network = functools.cache(make)
+    return lambda x: network()(x)
 
 
 def network_file(prefix):

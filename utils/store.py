@@ -5,7 +5,8 @@ these V versions and of the plain image, version 0, go into files below --cache_
 this run, and of later ones with the same images, networks and augmentations, reads one version of
 each image instead of computing it. Shen and Xing 2022 store crops and soft labels in this way.
 
-    store = open_store(teacher, images, run)             # fills the files, or finds them filled
+    store = open_store(teacher, images, run)             # has the versions that the heads need
+    store.fill()                                         # computes the others, or finds them there
     versions = store.versions(epoch)                     # int64 [N]: which one an epoch takes
     maps = store.read("maps", rows, versions[rows])      # float32 [n, C, H, W], in any thread
 
@@ -26,11 +27,11 @@ import paddle
 
 from utils.data_utils import VERSION, stored_version
 from utils.distributed import print0, world
-from utils.engine import compiled
+from utils.engine import compiled, when_used
 from utils.errors import InputError
 from utils.files import read_json, write_json
 from utils.images.cache import Rows, make_room
-from utils.teacher import half_precision
+from utils.teacher import fitted_augmentations, half_precision
 from utils.threads import prefetch, progress
 from utils.weights import arrays_of, digest, new_student
 
@@ -42,9 +43,25 @@ SAVE_SECONDS = 20  # between two records of how far the filling is
 class Store:
     """Features and maps of all versions of N images; `names` says which of the two it has."""
 
-    def __init__(self, files, settings, num_images):
-        self.rows = {file.name: file.rows for file in files}
-        self.names, self.settings, self.num_images = [*self.rows], settings, num_images
+    def __init__(self, files, folder, images, run):
+        self.files, self.folder, self.images, self.run = files, folder, images, run
+        self.settings, self.num_images = run.settings, len(images)
+        self.of = {file.name: file for file in files}
+        self.names = [*self.of]
+
+    def fill(self, count=None):
+        """Compute what is missing of version 0 to `count` (default: the last). All processes call
+        this. Raises InputError, before anything is computed if the limit or the disk is too small.
+        """
+        count = self.settings.stored_augmentations if count is None else count
+        wanted = (count + 1) * self.num_images
+        if world.any(any(file.done < wanted for file in self.files)):
+            try:
+                fill(self.files, wanted, self.folder, self.images, self.run)
+            except OSError as e:
+                raise InputError(f"cannot store augmentations in {self.folder}: {e.strerror or e}; "
+                                 "choose another place with --cache_dir, or "
+                                 "--stored_augmentations 0") from e
 
     def versions(self, epoch):
         """The version of each image that an epoch takes, int64 [N], from 1 to V.
@@ -59,15 +76,16 @@ class Store:
     def read(self, name, images, versions):
         """"features" or "maps" of versions of images, both int [n]: float32 [n, ...]."""
         places = (versions * self.num_images + images).tolist()
-        return np.stack([self.rows[name][place] for place in places]).astype(np.float32)
+        rows = self.of[name].rows
+        return np.stack([rows[place] for place in places]).astype(np.float32)
 
 
 class File:
     """The outputs of one frozen network in the store: a .npy file, and .json with its progress."""
 
-    def __init__(self, folder, name, content, length, make_network):
-        """content: all that decides the outputs; make_network() -> x -> outputs, of all rows."""
-        self.name, self.length, self.make_network = name, length, make_network
+    def __init__(self, folder, name, content, length, network):
+        """content: all that decides the outputs, x -> outputs, of all rows."""
+        self.name, self.length, self.network = name, length, network
         key = hashlib.sha256(json.dumps([name, content]).encode()).hexdigest()[:24]
         self.path = os.path.join(folder, key + ".npy")
         self.about = os.path.join(folder, key + ".json")
@@ -78,10 +96,6 @@ class File:
         self.rows, self.done = None, 0
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError):  # not made, or damaged
             self.rows, self.done = Rows(self.path), read_json(self.about)["done"]
-
-    @property
-    def complete(self):
-        return self.done == self.length
 
     def create(self, shape):
         """Take all the space now: a disk that is full later does not matter."""
@@ -108,11 +122,12 @@ class File:
 
 
 def open_store(teacher, images, run):
-    """The Store of --stored_augmentations, filled; None without that option.
+    """The Store of --stored_augmentations; None without that option.
 
-    teacher: x -> features [B, D]; run: a Run, or anything with its settings, threads,
-    teacher_weights and student_weights. All processes call this. Raises InputError, before
-    anything is computed if the limit or the disk is too small.
+    It has what the heads need, and all its space on the disk; Store.fill computes the rest, once it
+    is known that the teacher is of use. teacher: x -> features [B, D]; run: a Run, or anything with
+    its settings, threads, teacher_weights and student_weights. All processes call this. Raises
+    InputError as Store.fill does.
     """
     settings = run.settings
     count, side, depth = (settings.stored_augmentations, settings.image_size,
@@ -125,43 +140,41 @@ def open_store(teacher, images, run):
     if settings.has_teacher:
         precision = half and paddle.get_device().split(":")[0]  # bfloat16 or float16
         files.append(File(folder, "features", [*content, digest(run.teacher_weights[1]), precision],
-                          length, lambda: teacher))
+                          length, teacher))
     if depth:
         stem = new_student(2, settings, run.student_weights).features[:depth]
         files.append(File(folder, "maps", [*content, digest(arrays_of(stem)), depth], length,
-                          lambda: compiled(stem, [3, side, side], run.threads)))
+                          when_used(lambda: compiled(stem, [3, side, side], run.threads))))
     else:
         print0("note: with --freeze_depth 0 no maps are stored: students train on the pixels of "
                "the stored augmentations, drawn again in every epoch")
-    if world.any(not all(file.complete for file in files)):
-        try:
-            fill(files, folder, images, run)
-        except OSError as e:
-            raise InputError(f"cannot store augmentations in {folder}: {e.strerror or e}; choose "
-                             "another place with --cache_dir, or --stored_augmentations 0") from e
-    elif files:
+    done = min((file.done for file in files if file.done < length), default=length)
+    if files and done == length:
         print0(f"note: {count} augmentations of each image, stored by an earlier run in {folder}, "
                "are used again")
+    elif done:
+        print0(f"continues to store augmentations after {done} of {length}")
+    store = Store(files, folder, images, run)
+    store.fill(min(fitted_augmentations(settings, len(images)), count))
     for file in files:
         with contextlib.suppress(OSError):  # those not used for the longest time make room first
             os.utime(file.path)
-    return Store(files, settings, len(images))
+    return store
 
 
-def fill(files, folder, images, run):
-    """Compute what the files lack. All processes share the work, one of each machine writes."""
-    settings, per_step, length = run.settings, BATCH * world.size, files[0].length
+def fill(files, wanted, folder, images, run):
+    """Compute what the files lack of the first `wanted` rows. All processes share the work, one of
+    each machine writes."""
+    settings, per_step = run.settings, BATCH * world.size
+    length = min(-(-wanted // per_step) * per_step, files[0].length)  # whole steps
     with one_writer(folder) as writes, contextlib.ExitStack() as stack:
         for file in files:
             file.look()  # another run may have filled it meanwhile
-        missing = [file for file in files if world.any(not file.complete)]
-        networks = {file: file.make_network() for file in missing}
+        missing = [file for file in files if world.any(file.done < length)]
         if writes:
-            make_files(files, networks, folder, settings)
+            make_files(files, folder, settings)
         done = min((file.done for file in missing), default=length)
         done = min(world.gather({world.rank: done} if writes else {}).values())
-        if 0 < done < length:
-            print0(f"continues to store augmentations after {done} of {length}")
         outputs = {file: stack.enter_context(open(file.path, "r+b"))
                    for file in missing if writes}
 
@@ -170,13 +183,13 @@ def fill(files, folder, images, run):
             versions, rows = np.divmod(places, len(images))
             return stored_version(images, rows, settings, versions)
         jobs, saved = range(done, length, per_step), time.monotonic()
-        bar = stack.enter_context(progress(None, "storing augmentations", length, "image"))
+        bar = stack.enter_context(progress(None, "storing augmentations", files[0].length, "image"))
         bar.update(done)
         try:
             for begin, x in zip(jobs, prefetch(make, jobs, run.threads)):
                 end = min(begin + per_step, length)
-                for file, network in networks.items():
-                    values = world.all_gather(network(x), per_step)[:end - begin].numpy()
+                for file in missing:
+                    values = world.all_gather(file.network(x), per_step)[:end - begin].numpy()
                     with np.errstate(over="ignore"):
                         values = values.astype("<f2")
                     if not np.isfinite(values).all():
@@ -201,13 +214,13 @@ def fill(files, folder, images, run):
         world.barrier()  # no other run makes room before all have opened the files
 
 
-def make_files(files, networks, folder, settings):
-    """Make those that do not exist; networks: {file to be filled: x -> outputs}.
+def make_files(files, folder, settings):
+    """Make those that do not exist.
 
     Raises InputError with the numbers if the files are larger than the limit or the disk.
     """
     black = np.zeros([1, 3, settings.image_size, settings.image_size], np.float32)
-    shapes = {file: file.rows.shape if file.rows else networks[file](black).shape[1:]
+    shapes = {file: file.rows.shape if file.rows else file.network(black).shape[1:]
               for file in files}
     sizes = {file: file.length * 2 * math.prod(shape) for file, shape in shapes.items()}
     count, total, limit = (settings.stored_augmentations, sum(sizes.values()),

@@ -11,7 +11,7 @@ from sklearn.metrics import balanced_accuracy_score
 from models.teacher_model import MAX_FITTED, Backbone, fit_head, predict_out_of_fold
 from utils.data_utils import HEAD, augmented, stored_epoch, stored_version
 from utils.distributed import print0, world
-from utils.engine import compiled, has_half
+from utils.engine import compiled, has_half, when_used
 from utils.errors import InputError
 from utils.report.statistics import near_chance
 from utils.tables import printable
@@ -25,24 +25,32 @@ MAX_CHECKED = 256  # images, for each augmentation
 
 
 def load_teacher(weights, settings, threads):
-    """The compiled backbone: x -> features [B, 2048], in this process.
+    """The backbone, compiled when it is first used: x -> features [B, 2048], in this process.
 
     weights: of utils.weights.imagenet_weights; without arrays, random from the seed. In half
     precision if every process can, unless --no_half: features only have to be the same for the
     heads and for the students.
     """
     source, arrays = weights
-    paddle.seed(settings.seed)
-    backbone = Backbone()
-    if arrays:
-        load_into(backbone.resnet, arrays, source)
-    return compiled(backbone, [3, settings.image_size, settings.image_size], threads,
-                    half_precision(settings))
+    half = half_precision(settings)  # asks all processes
+
+    def load():
+        paddle.seed(settings.seed)
+        backbone = Backbone()
+        if arrays:
+            load_into(backbone.resnet, arrays, source)
+        return compiled(backbone, [3, settings.image_size, settings.image_size], threads, half)
+    return when_used(load)
 
 
 def half_precision(settings):
     """Whether the teacher computes in half precision, in all processes alike."""
     return not settings.no_half and not world.any(not has_half())
+
+
+def fitted_augmentations(settings, num_images):
+    """How many augmentations of each image the heads are fitted on."""
+    return min(settings.head_views, MAX_FITTED // num_images)
 
 
 def extract_features(teacher, images, settings, threads, store=None):
@@ -52,7 +60,7 @@ def extract_features(teacher, images, settings, threads, store=None):
     are taken, MAX_FITTED in all. What is in the `store` is not computed again. Raises InputError if
     a feature is not finite.
     """
-    augmentations = min(settings.head_views, MAX_FITTED // len(images))
+    augmentations = fitted_augmentations(settings, len(images))
     if augmentations < settings.head_views:
         print0(f"note: --head_views {settings.head_views} is lowered to {augmentations}: so many "
                "images need fewer")

@@ -17,7 +17,7 @@ from models.student_model import Student, dropout_mask, same_stem
 from models.teacher_model import Head
 from utils.data_utils import DROPOUT, MAX_READERS, plain
 from utils.distributed import world
-from utils.engine import compiled, on_gpu, to_device
+from utils.engine import compiled, on_gpu, to_device, when_used
 from utils.loss import feature_loss, label_loss, soft_label_loss
 from utils.report.statistics import best_epoch
 from utils.settings import Settings
@@ -117,7 +117,7 @@ def build_student(k, labels, fold_of, head, settings, weights=("random weights",
 
 
 def frozen_stem(students, settings, threads):
-    """The compiled frozen blocks, x -> maps, of students that share them and every batch.
+    """The frozen blocks, compiled when first used: x -> maps, of students that share every batch.
 
     Raises ValueError if they cannot: other frozen blocks, or another setting that is not
     per_student (utils/settings.py).
@@ -133,7 +133,8 @@ def frozen_stem(students, settings, threads):
     if depth == 0:
         return to_device
     side = settings.image_size
-    return compiled(students[0].network.features[:depth], [3, side, side], threads)
+    stem = students[0].network.features[:depth]
+    return when_used(lambda: compiled(stem, [3, side, side], threads))
 
 
 def student_threads(threads):
