@@ -64,23 +64,23 @@ def extract_features(teacher, images, settings, threads, store=None):
     if augmentations < settings.head_views:
         print0(f"note: --head_views {settings.head_views} is lowered to {augmentations}: so many "
                "images need fewer")
-    if store and "features" in store.names:
-        rows = np.arange(len(images))
-        return np.stack([store.read("features", rows, np.full(len(rows), v))
-                         for v in range(min(augmentations, settings.stored_augmentations) + 1)])
+    has_features = store and "features" in store.names
+    stored = settings.stored_augmentations + 1 if has_features else 0  # versions
     size = 16 * world.size
     jobs = [(v, np.arange(i, min(i + size, len(images))))
             for v in range(augmentations + 1) for i in range(0, len(images), size)]
 
     def make(job):
         v, rows = job
+        if v < stored:
+            return store.read("features", rows, np.full(len(rows), v))
         rows = rows[world.share(len(rows))]
         return stored_version(images, rows, settings, [v] * len(rows))
     features = None
     world.barrier()
     batches = progress(prefetch(make, jobs, threads), "teacher's features", len(jobs))
     for (v, rows), x in zip(jobs, batches):
-        batch = world.all_gather(teacher(x), len(rows)).numpy()
+        batch = x if v < stored else world.all_gather(teacher(x), len(rows)).numpy()
         if features is None:
             shape = augmentations + 1, len(images), batch.shape[1]
             features = np.empty(shape, np.float32)
