@@ -15,7 +15,7 @@ The original's way is computed, not run: fold after fold, an image outside a fol
 `benchmarks/peers.py paddle` takes for it, soft labels and Paddle as it comes, measured now if
 --plain_ms does not give it. Its accuracy after an epoch is taken to be that of the first run, which
 flatters it (docs/results.md), and reading images and validation are not counted. Start this on the
-machine of the runs, with nothing beside it. Figures: docs/results.md.
+machine of the runs, with nothing beside it.
 """
 import argparse
 import os
@@ -81,7 +81,7 @@ def plain_ms(size):
 
 def draw(curves, targets, path):
     """curves: [(name, minutes, accuracy, whether it is computed)]."""
-    fig = Figure(figsize=(7, 4), layout="constrained")
+    fig = Figure(figsize=(7, 4.4), layout="constrained")
     ax = fig.subplots()
     for name, minutes, accuracy, computed in curves:
         ax.plot(minutes, accuracy, "--" if computed else "-", label=name)
@@ -93,7 +93,7 @@ def draw(curves, targets, path):
     ax.xaxis.set_minor_formatter(NullFormatter())
     ax.set(xlabel="minutes", ylabel="validation accuracy, all folds")
     ax.set_ylim(bottom=min(targets) - 0.1)
-    ax.legend(loc="lower right")
+    fig.legend(loc="outside upper left", frameon=False)
     fig.savefig(path, dpi=110)
 
 
