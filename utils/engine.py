@@ -136,7 +136,7 @@ def compiled(layer, input_shape, threads=1, half=False):
 
 
 def when_used(make):
-    """x -> make()(x), made when it is first called: with a full store nothing calls a network."""
+    """x -> make()(x), made when it is first called, if ever."""
     network = functools.cache(make)
     return lambda x: network()(x)
 

@@ -25,7 +25,7 @@ MAX_CHECKED = 256  # images, for each augmentation
 
 
 def load_teacher(weights, settings, threads):
-    """The backbone, compiled when it is first used: x -> features [B, 2048], in this process.
+    """The compiled backbone: x -> features [B, 2048], in this process.
 
     weights: of utils.weights.imagenet_weights; without arrays, random from the seed. In half
     precision if every process can, unless --no_half: features only have to be the same for the
@@ -40,7 +40,8 @@ def load_teacher(weights, settings, threads):
         if arrays:
             load_into(backbone.resnet, arrays, source)
         return compiled(backbone, [3, settings.image_size, settings.image_size], threads, half)
-    return when_used(load)
+    # a full store needs no network; else now, since the first step should not keep a signal waiting
+    return when_used(load) if settings.stored_augmentations else load()
 
 
 def half_precision(settings):

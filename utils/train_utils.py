@@ -117,7 +117,7 @@ def build_student(k, labels, fold_of, head, settings, weights=("random weights",
 
 
 def frozen_stem(students, settings, threads):
-    """The frozen blocks, compiled when first used: x -> maps, of students that share every batch.
+    """The compiled frozen blocks, x -> maps, of students that share them and every batch.
 
     Raises ValueError if they cannot: other frozen blocks, or another setting that is not
     per_student (utils/settings.py).
@@ -133,8 +133,10 @@ def frozen_stem(students, settings, threads):
     if depth == 0:
         return to_device
     side = settings.image_size
-    stem = students[0].network.features[:depth]
-    return when_used(lambda: compiled(stem, [3, side, side], threads))
+
+    def load():
+        return compiled(students[0].network.features[:depth], [3, side, side], threads)
+    return when_used(load) if settings.stored_augmentations else load()  # as load_teacher
 
 
 def student_threads(threads):
