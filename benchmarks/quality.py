@@ -42,6 +42,7 @@ from utils.images.duplicates import find_groups
 from utils.report.statistics import compare, cross_fitted_epochs, wilson
 from utils.run.checkpoint import checkpoints, load_checkpoint, save_checkpoint
 from utils.settings import new_settings, parse
+from utils.store import open_store
 from utils.teacher import extract_features, fit_heads, load_teacher
 from utils.train_utils import build_student, frozen_stem
 from utils.weights import digest, imagenet_weights
@@ -62,12 +63,16 @@ def plan(settings, wanted):
     passes = [
         (settings, {DEFAULT: settings, CONTROL: settings.without_teacher(),
                     "soft labels (T 4, alpha 0.5) instead of features": but(**SOFT_LABELS),
+                    "soft labels (T 4, alpha 0.9) beside features": but(alpha=0.9),
                     UNFITTED: but(**SOFT_LABELS),
                     "no class weights": but(class_weights="none"), "no dropout": but(dropout=0.0),
                     LOW_RATE: low_rate, FROZEN_NORM: low_rate}),
         (no_mixup, {"no mixup": no_mixup, "no mixup, no teacher": no_mixup.without_teacher()}),
         (plain, {"no augmentation": plain,
                  "no augmentation, no teacher": plain.without_teacher()})]
+    for count in (4, 8, 16):
+        stored = but(stored_augmentations=count)
+        passes.append((stored, {f"{count} stored augmentations": stored}))
     known = [arm for _, arms in passes for arm in arms]
     if set(wanted) - set(known):
         raise InputError(f"--arms {' '.join(map(repr, wanted))}: there are only "
@@ -85,8 +90,9 @@ class Progress:
     """
     epoch, step, checkpoint = 0, 0, None
 
-    def __init__(self, title, settings, threads, students, folder):
+    def __init__(self, title, settings, threads, students, folder, weights):
         self.title, self.settings, self.threads = title, settings, threads
+        self.teacher_weights, self.student_weights = weights
         self.students, self.folder = students, folder
         self.everyone = [s for own in students.values() for s in own]
         os.makedirs(folder, exist_ok=True)
@@ -166,9 +172,13 @@ def main():
             began = time.time()
             students = {arm: [build(arm, s, k) for k in settings.trained_folds]
                         for arm, s in arms.items()}
-            progress = Progress(f"pass {number}", batches, threads, students, path[:-len(".npz")])
+            progress = Progress(f"pass {number}", batches, threads, students, path[:-len(".npz")],
+                                (teacher_weights, student_weights))
             stem = frozen_stem(progress.everyone, batches, threads)
-            train(progress.everyone, images, fold_of, teacher, stem, progress)
+            store = open_store(teacher, images, progress)
+            if store:
+                store.fill()
+            train(progress.everyone, images, fold_of, teacher, stem, progress, store)
             predicted = {arm: cross_fitted(own, len(images)) for arm, own in students.items()}
             np.savez(path + ".tmp.npz", minutes=(time.time() - began) / 60, **predicted)
             os.replace(path + ".tmp.npz", path)
