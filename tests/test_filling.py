@@ -11,7 +11,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from conftest import ROOT, write_image
+import main
+from conftest import ROOT, SHORT, run_program, write_image
 from tiny import (
     RANDOM,
     Counted,
@@ -208,22 +209,17 @@ def test_what_no_float16_can_hold_is_refused(versions):
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="Paddle launches processes "
                     "without a GPU on Linux only")
-def test_several_processes_fill_one_store_and_train_as_one(sample, tmp_path):
-    where, _ = sample
-
-    def run(name, *launch):
-        args = ["main.py", "--sample", "--image_size", "32", "--num_folds", "3", "--num_epochs",
-                "2", "--warmup_epochs", "0", "--batch_size", "32", "--stored_augmentations", "2",
-                "--data_dir", where / "sample", "--cache_dir", tmp_path / name / "cache",
-                "--log_dir", tmp_path / name / "logs", "--save_dir", tmp_path / name / "saved"]
-        done = subprocess.run([sys.executable, *map(str, [*launch, *args])], cwd=ROOT, timeout=400,
-                              capture_output=True, text=True, env=os.environ | {"PYTHONUTF8": "1"})
-        assert done.returncode == 0, done.stdout + done.stderr
-
-    run("one")
-    run("two", "-m", "paddle.distributed.launch", "--nproc_per_node", "2", "--backend", "gloo",
-        "--log_dir", tmp_path / "launch")
-    for pattern in ("cache/stored/*.npy", "saved/*.pdparams"):
+def test_several_processes_fill_one_store_and_train_as_one(folder, tmp_path):
+    def args(name):
+        return ["main.py", *SHORT, "--num_epochs", "2", "--warmup_epochs", "0", "--batch_size", "8",
+                "--stored_augmentations", "2", "--data_dir", folder, "--teacher_weights", "random",
+                "--student_weights", "random", *(a for option in ("cache", "log", "save") for a in (
+                    f"--{option}_dir", str(tmp_path / name / option)))]
+    main.main(args("one")[1:])
+    done = run_program("-m", "paddle.distributed.launch", "--nproc_per_node", "2", "--backend",
+                       "gloo", "--log_dir", str(tmp_path / "launch"), *args("two"))
+    assert done.returncode == 0, done.stdout + done.stderr
+    for pattern, count in (("cache/stored/*.npy", 2), ("save/*.pdparams", 4)):
         one, two = ({os.path.basename(p): content(p)
                      for p in glob.glob(str(tmp_path / name / pattern))} for name in ("one", "two"))
-        assert len(one) >= 2 and one == two
+        assert len(one) == count and one == two

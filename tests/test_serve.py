@@ -256,7 +256,7 @@ def test_the_address_for_a_phone_is_printed(weights, monkeypatch, capsys):
 
 def test_a_port_that_is_taken_is_one_line(service, weights):
     port = service[0].rsplit(":", 1)[1]
-    again = subprocess.run([sys.executable, "serve.py", "--model_path", *weights, "--port", port],
+    again = subprocess.run([sys.executable, "serve.py", "--model_path", weights[0], "--port", port],
                            cwd=ROOT, capture_output=True, encoding="utf-8", timeout=120)
     assert again.returncode == 1
     assert f"cannot listen on --host 127.0.0.1 --port {port}" in again.stderr

@@ -149,7 +149,8 @@ class Run:
             print(f"teacher: ResNet50, {self.teacher_weights[0]}\nstudents: MobileNetV2, "
                   f"{self.student_weights[0]}\nrun {self.name}, written to {self.folder}")
             self.log.first_images(images, fold_of, settings)
-            self.log.graph(len(images.categories), settings)
+            if not self.resuming:
+                self.log.graph(len(images.categories), settings)
 
     def save_heads(self, heads, teacher_probs):
         """Keep what a resumed run need not compute again."""
