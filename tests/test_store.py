@@ -153,7 +153,7 @@ def test_side_by_side_equals_one_at_a_time(versions, one_by_one, depth):  # noqa
 
 
 def test_stopped_it_ends_with_the_same_weights_even_if_the_store_is_gone(versions, tmp_path):
-    versions.num_epochs, images = 4, load_images(versions)
+    versions.num_epochs, images = 3, load_images(versions)
     for name in ("whole", "run"):
         (tmp_path / name).mkdir()
 
