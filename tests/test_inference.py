@@ -15,8 +15,9 @@ from scipy.special import softmax
 
 import inference
 import main
-from conftest import ROOT, SHORT, read_rows, run_program, write_image
+from conftest import ROOT, read_rows, run_program, write_image
 from models.student_model import Student
+from real_runs import places
 from utils.engine import choose_device
 from utils.errors import InputError
 from utils.images.read import read_image
@@ -253,8 +254,8 @@ def test_a_category_called_unsure(sample, tmp_path):
         if end == "json":
             content = content.replace(b'"Other"', b'"unsure"')
         (tmp_path / f"w.{end}").write_bytes(content)
-    args = ["--model_path", str(tmp_path / "w.pdparams"), "--image_path",
-            str(where / "sample" / "Other" / "000.png")]
+    image = str(where / "sample" / "Other" / "000.png")
+    args = ["--model_path", str(tmp_path / "w.pdparams"), "--image_path", image]
     inference.main(args)
     with pytest.raises(InputError, match="is itself called 'unsure'"):
         inference.main([*args, "--min_confidence", "0.5"])
@@ -293,10 +294,7 @@ def test_inference_that_is_stopped_saves_what_it_has_and_says_so(number, status,
                                          for i in range(len(rows))]
 
 
-def test_weights_of_the_wrong_network_are_refused(sample, tmp_path):
-    where, _ = sample
-    wrong = str(where / "saved" / "best_model_fold1.pdparams")
+def test_weights_of_the_wrong_network_are_refused(whole, weights, tmp_path):
+    wrong, *_ = weights
     with pytest.raises(InputError, match="does not fit ResNet: missing conv1.weight"):
-        main.main(["--sample", *SHORT, "--data_dir", str(where / "sample"), "--cache_dir",
-                   str(where / "cache"), "--log_dir", str(tmp_path / "logs"), "--save_dir",
-                   str(tmp_path / "saved"), "--teacher_weights", wrong])
+        main.main([*whole[1][1:], *places(tmp_path, "run"), "--teacher_weights", wrong])
