@@ -7,11 +7,12 @@
 --arms (default: all; the first one is always trained) is an option of its own, the others are
 main.py's, but --resume and --control. An arm is K students, one per fold. Arms that share their
 batches train in one pass, side by side, and cost only their tails; the others get a pass of their
-own. Accuracy is out of fold and cross-fitted; each arm is compared with the first one, image by
-image, and with the control of its pass if it differs from that in the teacher alone. A finished
-pass is kept in --log_dir and not run again with the same settings, arms, images, folds and weights,
-and within a pass a checkpoint is kept after each epoch, so a killed benchmark continues; after a
-change of the code choose another --log_dir. Figures: docs/results.md.
+own, those with stored augmentations a store below --cache_dir, too. Accuracy is out of fold and
+cross-fitted; each arm is compared with the first one, image by image, and with the control of its
+pass if it differs from that in the teacher alone. A finished pass is kept in --log_dir and not run
+again with the same settings, arms, images, folds and weights, and within a pass a checkpoint is
+kept after each epoch, so a killed benchmark continues; after a change of the code choose another
+--log_dir. Figures: docs/results.md.
 """
 import argparse
 import dataclasses

@@ -90,6 +90,14 @@ def test_a_split_that_exists_is_found_and_no_other_is_refused():
         assign_folds(labels, 2, 0, ["a", "b", "c"], groups)  # three groups, two of each category
 
 
+def test_a_giant_group_of_one_category_does_not_cost_its_fold_the_other():
+    labels = np.r_[np.ones(60, int), np.tile([0, 1, 1], 20)]
+    groups = np.r_[np.zeros(60, int), 1 + np.arange(60) // 3]
+    for seed in range(3):
+        fold_of = assign_folds(labels, 5, seed, groups=groups)
+        assert (np.bincount(fold_of[labels == 0]) == 4).all()
+
+
 @pytest.mark.parametrize("groups", [5000, 40_000])
 def test_the_search_for_folds_ends_with_many_groups(groups):
     rng = np.random.default_rng(0)  # beside them ten groups of which each needs its place

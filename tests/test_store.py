@@ -176,6 +176,7 @@ def test_without_a_teachers_loss_only_maps_and_without_frozen_blocks_only_featur
     assert opened(versions)[0].names == ["features"]
     assert "note: with --freeze_depth 0 no maps are stored" in capsys.readouterr().out
     assert opened(versions.without_teacher())[0].names == []
+    assert capsys.readouterr().out.count("stor") == 2  # the same note, and nothing of continuing
     versions.stored_augmentations = 0
     assert opened(versions)[0] is None
 

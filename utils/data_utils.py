@@ -24,7 +24,7 @@ from utils.transforms import augment, center_crop, normalize
 # Streams of random numbers: default_rng([seed, stream, ...]) of two streams never share draws
 ORDER, AUGMENT, MIXUP, DROPOUT, HEAD, VERSION = range(6)
 MAX_READERS = 8  # threads for 16,000 images of 224 pixels a second; each holds a batch
-FEW_GROUPS = 4  # per fold: of a category with more, every fold gets some anyway
+FEW_GROUPS = 4  # per fold: of a category with more, every fold gets some nearly always
 EXACT_HINT = "if different images are treated as duplicates, use --duplicates exact"
 
 
@@ -93,46 +93,66 @@ def split_groups(labels, num_folds, seed, groups):
     """Balanced folds, int64 [N], that have every category, or None if none were found.
 
     scikit-learn's StratifiedGroupKFold misses splits that exist, and some versions of it balance
-    badly. Where a category has few groups, this is an integer program: how many of the groups with
-    the same contents go to each fold, so that the fewest images are in a fold more or less than
-    their category's share. The other groups follow one by one, the largest first.
+    badly. Here the groups are placed one by one, the largest first, each where it increases the sum
+    of squares of the folds' shares least; then each is moved if that decreases it. If a fold lacks
+    a category after that, an integer program places the groups of the categories with few groups
+    beforehand, or in the end all groups.
     """
     _, group_of = np.unique(groups, return_inverse=True)
     contents = np.zeros((group_of.max() + 1, labels.max() + 1), int)  # images by group, category
     np.add.at(contents, (group_of, labels), 1)
-    rng, fold_of_group = np.random.default_rng(seed), np.empty(len(contents), np.int64)
-    few = np.count_nonzero(contents, 0) < FEW_GROUPS * num_folds
-    decisive = contents[:, few].any(1)
-    kinds, kind_of, sizes = np.unique(contents[decisive], axis=0, return_inverse=True,
-                                      return_counts=True)
+    weights = contents / contents.sum(0)**2
+    for limit in (0, FEW_GROUPS * num_folds, np.inf):
+        rng, counts = np.random.default_rng(seed), np.zeros((num_folds, contents.shape[1]))
+        few = np.count_nonzero(contents, 0) < limit
+        fixed, fold_of_group = contents[:, few].any(1), np.full(len(contents), -1)
+        if fixed.any():
+            found = split_exactly(contents[fixed], few, num_folds, rng)
+            if found is None:
+                continue
+            fold_of_group[fixed] = found
+            np.add.at(counts, found, contents[fixed])
+        rest = rng.permutation(np.flatnonzero(~fixed))
+        rest = rest[np.argsort(-contents[rest].sum(1), kind="stable")]
+        for g in np.tile(rest, 3):
+            if fold_of_group[g] >= 0:
+                counts[fold_of_group[g]] -= contents[g]
+            fold_of_group[g] = np.argmin(counts @ weights[g])
+            counts[fold_of_group[g]] += contents[g]
+        if (counts > 0).all():
+            return rng.permutation(num_folds)[fold_of_group][group_of.ravel()]
+    return None
+
+
+def split_exactly(contents, needed, num_folds, rng):
+    """The fold of each group, int [G], with the categories in `needed`, bool [C], in all folds.
+
+    contents: int [G, C], images by group and category. An integer program: how many of the groups
+    with the same contents go to each fold, so that the fewest images are in a fold more or less
+    than their category's share. None if there is no such split, or none was found.
+    """
+    kinds, kind_of, sizes = np.unique(contents, axis=0, return_inverse=True, return_counts=True)
     in_fold = kron(kinds.T, eye(num_folds))  # [categories * folds, kinds * folds]
     surplus = eye(in_fold.shape[0])
-    share = np.repeat(contents[decisive].sum(0) / num_folds, num_folds)
+    totals = contents.sum(0)
+    share = np.repeat(totals / num_folds, num_folds)
     constraints = [
         LinearConstraint(hstack([kron(eye(len(kinds)), np.ones(num_folds)),
                                  csr_array((len(kinds), len(share)))]), sizes, sizes),
-        LinearConstraint(hstack([in_fold, 0 * surplus]), np.repeat(few, num_folds), np.inf),
+        LinearConstraint(hstack([in_fold, 0 * surplus]), np.repeat(needed, num_folds), np.inf),
         LinearConstraint(hstack([in_fold, surplus]), share, np.inf),
         LinearConstraint(hstack([in_fold, -surplus]), -np.inf, share)]
-    totals = contents.sum(0)
-    cost = np.r_[np.zeros(in_fold.shape[1]), np.repeat(1 / totals, num_folds)]
+    cost = np.r_[np.zeros(in_fold.shape[1]), np.repeat(1 / np.maximum(totals, 1), num_folds)]
     found = milp(cost, constraints=constraints, integrality=cost == 0,
                  options=dict(node_limit=1000, time_limit=30, mip_rel_gap=0.05)).x
     if found is None:
         return None
-    names = rng.permutation(num_folds)  # which of the folds is the first, the second, ...
+    fold_of_group = np.empty(len(contents), int)
     for kind, numbers in enumerate(np.round(found[:in_fold.shape[1]]).astype(int)
                                    .reshape(-1, num_folds)):
-        same = np.flatnonzero(decisive)[kind_of.ravel() == kind]
-        fold_of_group[rng.permutation(same)] = names.repeat(numbers)
-    counts = np.zeros((num_folds, len(totals)))
-    np.add.at(counts, fold_of_group[decisive], contents[decisive])
-    rest = rng.permutation(np.flatnonzero(~decisive))
-    for g in rest[np.argsort(-contents[rest].sum(1), kind="stable")]:
-        k = np.argmin(counts @ (contents[g] / totals**2))  # increases the sum of squares least
-        counts[k] += contents[g]
-        fold_of_group[g] = k
-    return fold_of_group[group_of.ravel()] if (counts > 0).all() else None
+        same = rng.permutation(np.flatnonzero(kind_of.ravel() == kind))
+        fold_of_group[same] = np.arange(num_folds).repeat(numbers)
+    return fold_of_group
 
 
 def images_per_fold(settings):

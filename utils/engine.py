@@ -55,6 +55,7 @@ def choose_device(wanted="auto"):
         if problem != NO_GPU:
             print(f"note: {problem}; continues on the CPU, see docs/gpu.md", file=sys.stderr)
     paddle.set_device("cpu")
+    paddle.base.core.set_num_threads(1)  # whatever OMP_NUM_THREADS says: a student has one thread
     return "cpu"
 
 

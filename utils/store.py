@@ -152,7 +152,7 @@ def open_store(teacher, images, run):
     if files and done == length:
         print0(f"note: {count} augmentations of each image, stored by an earlier run in {folder}, "
                "are used again")
-    elif done:
+    elif 0 < done < length:
         print0(f"continues to store augmentations after {done} of {length}")
     store = Store(files, folder, images, run)
     store.fill(min(fitted_augmentations(settings, len(images)), count))
