@@ -51,7 +51,7 @@ def main(argv=None):
         run.begin(images, fold_of, groups)
 
         teacher = load_teacher(run.teacher_weights, settings, threads)
-        store = open_store(teacher, images, run)  # of --stored_augmentations, as yet for the heads
+        store = open_store(teacher, images, run)  # what the heads need of it, or None
         if run.resuming:
             heads, teacher_probs = run.saved_heads
         else:
@@ -85,7 +85,7 @@ def train(students, images, fold_of, teacher, stem, run, store=None):
     fold_of: int64 [N]; teacher: x -> features [B, 2048]; stem: x -> maps [B, C, H, W]; run: a Run,
     or anything with its settings, threads, epoch, step, after_step and after_epoch; store: what
     both networks have computed ahead (utils/store.py). The loss is student_loss in
-    utils/train_utils.py.
+    utils/loss.py.
     """
     settings, threads = run.settings, run.threads
     with student_threads(threads) as pool:

@@ -8,9 +8,8 @@ from paddle.nn import functional as F
 from scipy.special import log_softmax, rel_entr, softmax
 
 from models.teacher_model import Head
-from utils.loss import feature_loss, label_loss, soft_label_loss
+from utils.loss import feature_loss, label_loss, soft_label_loss, student_loss
 from utils.settings import Settings
-from utils.train_utils import student_loss
 
 
 def by_hand(z, t, a, b, lam, w, temperature, alpha):

@@ -12,7 +12,7 @@ from tiny import (
     train_tiny,
     weights_of,
 )
-from utils import train_utils
+from utils import loss, train_utils
 from utils.data_utils import AUGMENT, epoch_order, mixup
 from utils.loss import label_loss
 from utils.train_utils import build_student, learning_rate
@@ -177,7 +177,7 @@ def test_loss_gets_the_labels_and_the_weight_of_the_images_that_were_mixed(setti
     def watched_loss(logits, a, b, lam, class_weights):
         calls.append((a.numpy(), b.numpy(), lam))
         return label_loss(logits, a, b, lam, class_weights)
-    monkeypatch.setattr(train_utils, "label_loss", watched_loss)
+    monkeypatch.setattr(loss, "label_loss", watched_loss)
     student = train_tiny(settings, [1], watch=watch)["fold1"]
     steps = len(calls) // 3
     assert len(seen) == len(calls) == 3 * steps

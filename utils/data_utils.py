@@ -66,13 +66,13 @@ def assign_folds(labels, num_folds, seed, categories=None, groups=None):
     grouped = len(np.unique(groups)) < len(groups)
     names = categories or [str(c) for c in range(labels.max() + 1)]
     counts = [len(np.unique(groups[labels == c])) for c in range(len(names))]
-    too_small = [f"{name} ({n})" for name, n in zip(names, counts) if n < num_folds]
-    if too_small:
+    small = {name: n for name, n in zip(names, counts) if n < num_folds}
+    if small:
         what = "images, duplicates and groups counted once," if grouped else "images"
-        small = " ".join(quoted(str(name)) for name, n in zip(names, counts) if n < num_folds)
-        raise InputError(f"too few {what} for {num_folds} folds in {', '.join(too_small)}: every "
-                         "category needs one per fold; add images, lower --num_folds, or leave "
-                         f"out what is too small: --exclude {small}"
+        found = ", ".join(f"{name} ({n})" for name, n in small.items())
+        raise InputError(f"too few {what} for {num_folds} folds in {found}: every category needs "
+                         "one per fold; add images, lower --num_folds, or leave out what is too "
+                         f"small: --exclude {' '.join(map(quoted, small))}"
                          + (f"; {EXACT_HINT}" if grouped else ""))
     if grouped:
         fold_of = split_groups(labels, num_folds, seed, groups)
@@ -95,8 +95,8 @@ def split_groups(labels, num_folds, seed, groups):
     scikit-learn's StratifiedGroupKFold misses splits that exist, and some versions of it balance
     badly. Here the groups are placed one by one, the largest first, each where it increases the sum
     of squares of the folds' shares least; then each is moved if that decreases it. If a fold lacks
-    a category after that, an integer program places the groups of the categories with few groups
-    beforehand, or in the end all groups.
+    a category after that, all is done again, but first an integer program places the groups of the
+    categories that have few; if that is not enough, it places all groups.
     """
     _, group_of = np.unique(groups, return_inverse=True)
     contents = np.zeros((group_of.max() + 1, labels.max() + 1), int)  # images by group, category

@@ -6,6 +6,25 @@ Hinton, Vinyals, Dean 2015, "Distilling the Knowledge in a Neural Network"; Rome
 from paddle.nn import functional as F
 
 
+def student_loss(student, pooled, logits, labels, labels_b, lam, features):
+    """alpha * label loss + (1 - alpha) * T^2 * soft label loss + feature_weight * feature loss.
+
+    student: TrainState; pooled: its features, [B, 1280]; logits [B, C]; labels, labels_b: int64
+    [B], of the images lam * a + (1 - lam) * b; features: the teacher's, of the same mixed images,
+    [B, 2048], or None without a teacher. Returns a 0-d Tensor.
+    """
+    s, head = student.settings, student.head
+    loss = s.alpha * label_loss(logits, labels, labels_b, lam, student.class_weights)
+    if s.alpha < 1:
+        teacher_logits = features @ head.weight + head.bias
+        soft_loss = soft_label_loss(logits, teacher_logits, s.temperature)
+        loss = loss + (1 - s.alpha) * s.temperature**2 * soft_loss
+    if s.has_feature_loss:
+        regressed = student.regressor(pooled)
+        loss = loss + s.feature_weight * feature_loss(regressed, features, head.mean, head.std)
+    return loss
+
+
 def label_loss(logits, labels_a, labels_b, lam, class_weights):
     """lam * CE_w(z, a) + (1 - lam) * CE_w(z, b) of mixed images, a 0-d Tensor.
 

@@ -18,7 +18,7 @@ from models.teacher_model import Head
 from utils.data_utils import DROPOUT, MAX_READERS, plain
 from utils.distributed import world
 from utils.engine import compiled, on_gpu, to_device, when_used
-from utils.loss import feature_loss, label_loss, soft_label_loss
+from utils.loss import student_loss
 from utils.report.statistics import best_epoch
 from utils.settings import Settings
 from utils.tables import printable
@@ -156,25 +156,6 @@ def rate_at(settings, epoch, step, steps):
     """The learning rate of a step of an epoch, both from 0."""
     return learning_rate(epoch * steps + step, settings.num_epochs * steps,
                          settings.warmup_epochs * steps, settings.base_lr)
-
-
-def student_loss(student, pooled, logits, labels, labels_b, lam, features):
-    """alpha * label loss + (1 - alpha) * T^2 * soft label loss + feature_weight * feature loss.
-
-    pooled: the student's features, [B, 1280]; logits [B, C]; labels, labels_b: int64 [B], of the
-    images lam * a + (1 - lam) * b; features: the teacher's, of the same mixed images, [B, 2048], or
-    None without a teacher. Returns a 0-d Tensor.
-    """
-    s, head = student.settings, student.head
-    loss = s.alpha * label_loss(logits, labels, labels_b, lam, student.class_weights)
-    if s.alpha < 1:
-        teacher_logits = features @ head.weight + head.bias
-        soft_loss = soft_label_loss(logits, teacher_logits, s.temperature)
-        loss = loss + (1 - s.alpha) * s.temperature**2 * soft_loss
-    if s.has_feature_loss:
-        regressed = student.regressor(pooled)
-        loss = loss + s.feature_weight * feature_loss(regressed, features, head.mean, head.std)
-    return loss
 
 
 def train_step(student, batch, features, maps):
