@@ -8,10 +8,11 @@
 The method, in the order of this file. The images are split into K folds; duplicates stay in one.
 A frozen ImageNet ResNet50 is the teacher; each fold has a linear head of it, fitted on the other
 folds. K MobileNetV2 students train side by side on the same stream of batches, student k on
-everything but fold k. They learn from the true labels and from the teacher: its features
-(--feature_weight) and, with --alpha below 1, its soft labels. In the report each image is scored
-once, by the student that did not train on it. One more student, the final model, learns beside them
-from all images: it is the one to use. notebooks/method.ipynb shows the same step by step.
+everything but fold k. They learn from the true labels and from two signals of the teacher: its soft
+labels, how probable it finds each category (--alpha, --temperature), and its features, the 2,048
+numbers from which it tells them apart (--feature_weight). In the report each image is scored once,
+by the student that did not train on it. One more student, the final model, learns beside them from
+all images: it is the one to use. notebooks/method.ipynb shows the same step by step.
 """
 from utils.command import run_command
 from utils.settings import parse

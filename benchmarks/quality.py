@@ -63,8 +63,9 @@ def plan(settings, wanted):
     low_rate = but(base_lr=settings.base_lr / 10)
     passes = [
         (settings, {DEFAULT: settings, CONTROL: settings.without_teacher(),
+                    "features alone": but(alpha=1.0),
+                    "soft labels at T 1": but(temperature=1.0),
                     "soft labels (T 4, alpha 0.5) instead of features": but(**SOFT_LABELS),
-                    "soft labels (T 4, alpha 0.9) beside features": but(alpha=0.9),
                     UNFITTED: but(**SOFT_LABELS),
                     "no class weights": but(class_weights="none"), "no dropout": but(dropout=0.0),
                     LOW_RATE: low_rate, FROZEN_NORM: low_rate}),

@@ -20,6 +20,7 @@ from utils import CORES  # first: it sets what numpy, paddle and cv2 read when t
 # isort: split
 import dataclasses
 import glob
+from types import SimpleNamespace
 
 import numpy as np
 import paddle
@@ -36,6 +37,7 @@ from utils.predict import load_model, load_students, predict_files
 from utils.report.cost import milliseconds
 from utils.report.statistics import compare, wilson
 from utils.settings import Settings, new_settings, parse
+from utils.store import open_store
 from utils.train_utils import build_student, frozen_stem, train_step
 from utils.weights import arrays_of, imagenet_weights, read_about, save_weights
 
@@ -115,16 +117,21 @@ def distill(saved, path):
     classes = len(images.categories)
     head = Head(np.eye(classes, dtype="float32"), np.zeros((1, classes), "float32"),
                 np.zeros(classes, "float32"), np.ones(classes, "float32"))  # logits as they are
-    side = settings.image_size
-    teacher = engine.compiled(Ensemble(students, temperatures), [3, side, side], CORES)
-    student = build_student(settings.num_folds, images.labels, fold_of, head, settings,
-                            imagenet_weights("student_weights", settings.student_weights))
+    weights = imagenet_weights("student_weights", settings.student_weights)
+    student = build_student(settings.num_folds, images.labels, fold_of, head, settings, weights)
     stem = frozen_stem([student], settings, CORES)
+    side = settings.image_size
+    ensemble, maps = Ensemble(students, temperatures), stem(paddle.zeros([1, 3, side, side]))
+    ensemble.stem = paddle.nn.Identity()  # all have the stem of the student: it runs once
+    teacher = engine.compiled(ensemble, maps.shape[1:], CORES)
+    store = open_store(None, images, SimpleNamespace(  # maps alone, stored by the run
+        settings=settings.without_teacher(), threads=CORES, student_weights=weights))
     for epoch in range(settings.num_epochs):  # to the end: no image is left to choose one
         order = epoch_order(fold_of, range(settings.num_folds), settings, epoch)
-        for batch in train_batches(images, fold_of, order, settings, epoch, threads=CORES):
-            logits = paddle.log(teacher(batch.x).clip(1e-7))
-            train_step(student, batch, logits, stem(batch.x))
+        for batch in train_batches(images, fold_of, order, settings, epoch, threads=CORES,
+                                   store=store):
+            maps = batch.outputs("maps", stem)
+            train_step(student, batch, paddle.log(teacher(maps).clip(1e-7)), maps)
         print(f"distilled, epoch {epoch + 1}: loss {student.running[0] / student.running[2]:.4f}")
         student.running = paddle.zeros([4])
     save_weights(path, arrays_of(student.network), {**final, "temperature": 1.0})

@@ -135,8 +135,8 @@ def test_a_place_that_cannot_be_written_to_is_named_before_training(sample, tmp_
      "--log_dir logs: is or lies in --data_dir ., where every sub-folder is a category"),
     (["--data_dir", "d", "--save_dir", "d"], "--save_dir d: is or lies in --data_dir d"),
     (["--data_dir", "d", "--cache_dir", "d/.cache"], "no folder d"),
-    (["--control", "--feature_weight", "0"], "the student has no teacher either"),
-    (["--control", "--freeze_depth", "19"], "the student has no teacher either"),
+    (["--control", "--alpha", "1", "--feature_weight", "0"], "the student has no teacher either"),
+    (["--control", "--alpha", "1", "--freeze_depth", "19"], "the student has no teacher either"),
     (["--device", "gpu"], "no GPU"),
     (["--epochs", "3"], "unrecognized arguments: --epochs (did you mean --num_epochs or "
      "--warmup_epochs?); --help lists all options"),

@@ -76,7 +76,8 @@ def test_a_teacher_that_no_student_learns_from_is_not_computed(settings):
     assert batches
     batches.clear()
     train_tiny(settings.without_teacher(), [0, 1], watch=watch)
-    settings.freeze_depth = 19  # where the feature loss cannot change the student
+    # where the feature loss cannot change the student
+    settings.freeze_depth, settings.alpha = 19, 1.0
     train_tiny(settings, [0, 1], watch=watch)
     assert not batches
 

@@ -75,8 +75,9 @@ class Settings:
     # method
     temperature: float = setting(4.0, "temperature of the soft labels (used when alpha is below 1)",
                                  0.01, 1000, per_student=True)
-    alpha: float = setting(1.0, "weight of the true labels; 1 - alpha is the weight of the "
-                           "teacher's soft labels", 0, 1, per_student=True, off=1.0)
+    alpha: float = setting(0.9, "weight of the true labels; 1 - alpha is the weight of the "
+                           "teacher's soft labels, its probabilities of all categories; 1 leaves "
+                           "them out", 0, 1, per_student=True, off=1.0)
     feature_weight: float = setting(8.0, "weight of the feature loss: the student regresses the "
                                     "teacher's features through one linear layer; 0 switches it "
                                     "off", 0, 1000, per_student=True, off=0.0)
@@ -195,11 +196,12 @@ class Settings:
 
 FINAL_MODEL = os.path.join(Settings.save_dir, FINAL)  # what inference, export and serve take
 
-# What --sample changes: images drawn by data/make_sample.py, networks that need no download
+# What --sample changes: images drawn by data/make_sample.py, networks that need no download; the
+# soft labels of an untrained teacher would only hold the students back
 SAMPLE = dict(data_dir="data/sample", image_size=40, teacher_weights=RANDOM, student_weights=RANDOM,
-              freeze_depth=2, dropout=0.0, feature_weight=0.3, mixup_alpha=0.0, batch_size=32,
-              num_epochs=24, warmup_epochs=2, base_lr=1e-2, crop_pad=3, brightness=0.1,
-              contrast=0.1, saturation=0.1, hue=0.02, erasing=0.0)
+              freeze_depth=2, dropout=0.0, alpha=1.0, feature_weight=0.3, mixup_alpha=0.0,
+              batch_size=32, num_epochs=24, warmup_epochs=2, base_lr=1e-2, crop_pad=3,
+              brightness=0.1, contrast=0.1, saturation=0.1, hue=0.02, erasing=0.0)
 
 # Headings of --help: the first setting below each
 HEADINGS = {"data_dir": "images", "num_folds": "folds", "teacher_weights": "networks",

@@ -171,8 +171,11 @@ def fill(files, wanted, folder, images, run):
         for file in files:
             file.look()  # another run may have filled it meanwhile
         missing = [file for file in files if world.any(file.done < length)]
+        black = np.zeros([1, 3, settings.image_size, settings.image_size], np.float32)
+        # this also compiles the networks, in every process before one waits for another
+        shapes = {file: file.network(black).shape[1:] for file in missing if not file.rows}
         if writes:
-            make_files(files, folder, settings)
+            make_files(files, shapes, folder, settings)
         done = min((file.done for file in missing), default=length)
         done = min(world.gather({world.rank: done} if writes else {}).values())
         outputs = {file: stack.enter_context(open(file.path, "r+b"))
@@ -214,15 +217,13 @@ def fill(files, wanted, folder, images, run):
         world.barrier()  # no other run makes room before all have opened the files
 
 
-def make_files(files, folder, settings):
-    """Make those that do not exist.
+def make_files(files, shapes, folder, settings):
+    """Make those that do not exist; shapes: {file: shape of a row} of these.
 
     Raises InputError with the numbers if the files are larger than the limit or the disk.
     """
-    black = np.zeros([1, 3, settings.image_size, settings.image_size], np.float32)
-    shapes = {file: file.rows.shape if file.rows else file.network(black).shape[1:]
-              for file in files}
-    sizes = {file: file.length * 2 * math.prod(shape) for file, shape in shapes.items()}
+    sizes = {file: file.length * 2 * math.prod(file.rows.shape if file.rows else shapes[file])
+             for file in files}
     count, total, limit = (settings.stored_augmentations, sum(sizes.values()),
                            settings.store_gb * 1e9)
     if total > limit:
