@@ -31,15 +31,7 @@ from utils.images.cache import Rows
 from utils.images.read import read_image
 from utils.settings import Settings
 from utils.threads import prefetch
-from utils.transforms import (
-    MEAN,
-    STD,
-    augment,
-    center_crop,
-    normalize,
-    square_side,
-    to_square,
-)
+from utils.transforms import MEAN, STD, augment, center_crop, normalize, square_side, to_square
 
 SQUARES, REPEATS, BATCH = 200, 300, 20
 WANTED = 4000  # images/s for which the number of cores is printed

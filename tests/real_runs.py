@@ -1,8 +1,10 @@
 """Real runs in processes of their own, for tests that stop them."""
+import contextlib
 import glob
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 
@@ -10,7 +12,6 @@ from conftest import ROOT
 from tiny import content
 
 WINDOWS = os.name == "nt"
-
 LINUX = sys.platform.startswith("linux")
 
 
@@ -36,6 +37,21 @@ def started(args, until, **options):
         if until in line:
             return process, printed
     raise AssertionError("".join(printed))
+
+
+def two_processes(code, *args, first=0):
+    """Run Python code in two processes of one world; return the one of rank `first`, finished."""
+    code = ("import os, sys; sys.path.append('tests'); from utils.distributed import world\n"
+            f"rank = {first} if os.fork() else {1 - first}\n"  # loads Paddle only once
+            "os.environ |= {'PADDLE_TRAINER_ID': str(rank), 'PADDLE_CURRENT_ENDPOINT': "
+            f"os.environ['PADDLE_TRAINER_ENDPOINTS'].split(',')[rank]}}\n{code}")
+    with contextlib.ExitStack() as stack:
+        servers = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(3)]
+        free = [f"127.0.0.1:{server.getsockname()[1]}" for server in servers]
+    return subprocess.run(
+        [sys.executable, "-c", code, *args], cwd=ROOT, capture_output=True, text=True, timeout=80,
+        env={**os.environ, "PADDLE_TRAINERS_NUM": "2", "PADDLE_MASTER": free[2],
+             "PADDLE_TRAINER_ENDPOINTS": ",".join(free[:2]), "PADDLE_DISTRI_BACKEND": "gloo"})
 
 
 def assert_same_end(where, name, whole_run, weights):

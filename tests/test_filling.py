@@ -11,16 +11,10 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-import main
-from conftest import ROOT, SHORT, run_program, write_image
-from tiny import (
-    RANDOM,
-    Counted,
-    Cut,
-    content,
-    opened,
-    tiny_teacher,
-)
+from conftest import ROOT, write_image
+from real_runs import LINUX, two_processes
+from test_store import train_tiny
+from tiny import RANDOM, Counted, Cut, content, opened, tiny_teacher
 from utils import store as store_module
 from utils.errors import InputError
 from utils.images.dataset import load_images
@@ -28,8 +22,6 @@ from utils.store import open_store
 from utils.teacher import extract_features
 
 pytestmark = pytest.mark.usefixtures("compiled_once")
-
-
 
 
 def stored_files(settings):
@@ -114,6 +106,7 @@ def test_a_filling_that_is_interrupted_continues(versions, tmp_path, capsys):
     assert "continues to store augmentations after 48 of 108" in capsys.readouterr().out
     assert rest.images == 16 * 4
     assert [content(path) for path in stored_files(versions)] == whole
+
 
 KILLED = """
 import os, sys
@@ -207,19 +200,25 @@ def test_what_no_float16_can_hold_is_refused(versions):
         opened(versions, lambda x: tiny_teacher()(x) + 1e6)
 
 
-@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="Paddle launches processes "
-                    "without a GPU on Linux only")
-def test_several_processes_fill_one_store_and_train_as_one(folder, tmp_path):
-    def args(name):
-        return ["main.py", *SHORT, "--num_epochs", "2", "--warmup_epochs", "0", "--batch_size", "8",
-                "--stored_augmentations", "2", "--data_dir", folder, "--teacher_weights", "random",
-                "--student_weights", "random", *(a for option in ("cache", "log", "save") for a in (
-                    f"--{option}_dir", str(tmp_path / name / option)))]
-    main.main(args("one")[1:])
-    done = run_program("-m", "paddle.distributed.launch", "--nproc_per_node", "2", "--backend",
-                       "gloo", "--log_dir", str(tmp_path / "launch"), *args("two"))
-    assert done.returncode == 0, done.stdout + done.stderr
-    for pattern, count in (("cache/stored/*.npy", 2), ("save/*.pdparams", 4)):
-        one, two = ({os.path.basename(p): content(p)
-                     for p in glob.glob(str(tmp_path / name / pattern))} for name in ("one", "two"))
-        assert len(one) == count and one == two
+@pytest.mark.skipif(not LINUX, reason="Paddle launches processes without a GPU on Linux only")
+def test_several_processes_fill_one_store_and_train_as_one(versions, tmp_path):
+    """Each trains its students from the rows that both have computed."""
+    students = train_tiny(versions)
+    whole = [content(path) for path in stored_files(versions)]
+    versions.cache_dir = str(tmp_path / "another")
+    done = two_processes("""
+import numpy as np
+from test_store import train_tiny
+from utils.settings import Settings
+world.join()
+for s in train_tiny(eval(sys.argv[1])):
+    if s.rank == world.rank:
+        np.savez(os.path.join(sys.argv[2], s.name), **s.best_weights)
+world.barrier()
+""", repr(versions), str(tmp_path))
+    assert done.returncode == 0, done.stderr
+    assert [content(path) for path in stored_files(versions)] == whole
+    for student in students:
+        with np.load(tmp_path / f"{student.name}.npz") as other:
+            for name, value in student.best_weights.items():
+                np.testing.assert_array_equal(value, other[name], err_msg=student.name)

@@ -7,11 +7,7 @@ import numpy as np
 import pytest
 
 from made_up_run import make_run, write_faultless
-from utils.report.build import (
-    Predictions,
-    build_report,
-    make_report,
-)
+from utils.report.build import Predictions, build_report, make_report
 from utils.report.notes import student_notes
 from utils.report.text import report_text, summary
 from utils.settings import Settings

@@ -1,22 +1,14 @@
 """A run in several processes: one is killed, all are stopped, one tells the others why it ends."""
-import contextlib
 import os
 import re
 import signal
-import socket
-import subprocess
-import sys
 
 import numpy as np
 import pytest
 
 import main
-from conftest import ROOT
-from real_runs import LINUX, places, started
-from tiny import (
-    any_head,
-    content,
-)
+from real_runs import LINUX, places, started, two_processes
+from tiny import any_head, content
 from utils.distributed import world
 from utils.errors import InputError
 from utils.settings import Settings
@@ -65,20 +57,11 @@ def test_several_processes_one_killed_then_all_stopped_the_run_ends_the_same(who
 ])
 @pytest.mark.skipif(not LINUX, reason="Paddle launches processes without a GPU on Linux only")
 def test_a_process_hears_that_another_one_ended_on_any_machine(who, last_words, at_work, heard):
-    code = ("import os, time; from utils import distributed\n"
-            f"rank = {1 - who} if os.fork() else {who}\n"  # both in the time that one needs to load
-            "os.environ |= {'PADDLE_TRAINER_ID': str(rank), 'PADDLE_CURRENT_ENDPOINT': "
-            "os.environ['PADDLE_TRAINER_ENDPOINTS'].split(',')[rank]}\n"
-            "distributed.HEARTBEAT_TIMEOUT, distributed.GRACE = 3, 1; world = distributed.world\n"
-            "world.join()\nworld.barrier()\n"
-            f"if world.rank == {who}: {last_words}; os._exit(1)\n{at_work}")
-    with contextlib.ExitStack() as stack:
-        servers = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(3)]
-        free = [f"127.0.0.1:{server.getsockname()[1]}" for server in servers]
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=ROOT, stderr=subprocess.PIPE, text=True, timeout=80,
-        env={**os.environ, "PADDLE_TRAINERS_NUM": "2", "PADDLE_MASTER": free[2],
-             "PADDLE_TRAINER_ENDPOINTS": ",".join(free[:2]), "PADDLE_DISTRI_BACKEND": "gloo"})
+    done = two_processes(
+        "import time; from utils import distributed\n"
+        "distributed.HEARTBEAT_TIMEOUT, distributed.GRACE = 3, 1\n"
+        "world.join()\nworld.barrier()\n"
+        f"if world.rank == {who}: {last_words}; os._exit(1)\n{at_work}", first=1 - who)
     assert heard in done.stderr and done.returncode == 1
 
 

@@ -16,12 +16,7 @@ from models.teacher_model import Backbone
 from utils.errors import InputError
 from utils.images.read import read_image
 from utils.report import statistics
-from utils.report.build import (
-    answers_of,
-    completed,
-    make_report,
-    write_results,
-)
+from utils.report.build import answers_of, completed, make_report, write_results
 from utils.report.cost import cost, count
 from utils.report.statistics import calibration_error, wilson
 from utils.run.log import Log

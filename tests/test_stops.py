@@ -14,9 +14,7 @@ import pytest
 import main
 from conftest import ROOT, run_program
 from real_runs import LINUX, WINDOWS, assert_same_end, places, started
-from tiny import (
-    content,
-)
+from tiny import content
 from utils.errors import InputError
 from utils.files import write_whole
 

@@ -60,7 +60,7 @@ def train_tiny(settings, folds=(0, 1, 2, 3), square=None, run=None, control=Fals
 
 @pytest.mark.parametrize("depth", [0, 14])
 def test_one_version_without_mixup_equals_training_on_these_images(
-        settings, monkeypatch, one_by_one, depth):  # noqa: F811
+        settings, monkeypatch, one_by_one, depth):
     """Bit for bit, once the outputs of the networks are rounded to float16."""
     settings.mixup_alpha, settings.freeze_depth = 0.0, depth
     with monkeypatch.context() as m:
@@ -140,7 +140,7 @@ def test_pixels_of_fold_k_change_no_weight_of_student_k(versions, tmp_path):
 
 
 @pytest.mark.parametrize("depth", [0, 14])
-def test_side_by_side_equals_one_at_a_time(versions, one_by_one, depth):  # noqa: F811
+def test_side_by_side_equals_one_at_a_time(versions, one_by_one, depth):
     versions.freeze_depth = depth
     together = train_tiny(versions, control=True)
     for k in range(3):  # the final model does not train alone

@@ -7,13 +7,7 @@ import paddle
 import pytest
 
 from models.student_model import Student
-from tiny import (
-    any_head,
-    assert_same_weights,
-    tiny_set,
-    train_tiny,
-    weights_of,
-)
+from tiny import any_head, assert_same_weights, tiny_set, train_tiny, weights_of
 from utils.data_utils import epoch_order
 from utils.train_utils import build_student, evaluate, finish_epoch, learning_rate
 

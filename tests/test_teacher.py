@@ -24,6 +24,7 @@ class Drawn:
     def __len__(self):
         return len(self.labels)
 
+
 SIDES = {"left": np.s_[:, :18], "right": np.s_[:, 18:], "top": np.s_[:18], "bottom": np.s_[18:]}
 
 

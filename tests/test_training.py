@@ -6,12 +6,7 @@ import paddle
 import pytest
 
 from models.student_model import freeze
-from tiny import (
-    assert_same_weights,
-    tiny_set,
-    train_tiny,
-    weights_of,
-)
+from tiny import assert_same_weights, tiny_set, train_tiny, weights_of
 from utils import loss, train_utils
 from utils.data_utils import AUGMENT, epoch_order, mixup
 from utils.loss import label_loss

@@ -66,6 +66,7 @@ def train_tiny(settings, folds, square=None, threads=2, watch=None, build=None):
     train(students, images, fold_of, teacher, stem, Quiet(settings, threads))
     return {s.name: s for s in students}
 
+
 RANDOM = "random weights", None
 
 
