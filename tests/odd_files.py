@@ -129,7 +129,7 @@ KINDS = {
     "movie.mp4": (MOVIE, "not an image file (by its extension)"),
     "movie.jpg": (MOVIE, BAD),
     "plain.HEIC": (pil(IMAGE, "HEIF", quality=95), SCENE),
-    "HEIC in truth.jpg": (pil(IMAGE, "HEIF", quality=95), SCENE),
+    "HEIC content.jpg": (pil(IMAGE, "HEIF", quality=95), SCENE),
     "with a second image.heif": (pil(IMAGE, "HEIF", save_all=True, append_images=[UPSIDE_DOWN],
                                      quality=95), SCENE),
     "10 bits.heic": (TEN_BITS, SCENE),
@@ -218,9 +218,9 @@ KINDS = {
     "1x1.png": (ocv(".png", BGR[:1, :1]), SCENE[:1, :1]),
     "1x5000.png": (ocv(".png", TALL[..., ::-1]), TALL),
     "5000x1.png": (ocv(".png", TALL[..., ::-1].transpose(1, 0, 2)), TALL.transpose(1, 0, 2)),
-    "PNG in truth.jpg": (ocv(".png", BGR), SCENE),
-    "JPEG in truth.tif": (JPEG, SCENE),
-    "WebP in truth.JPEG": (pil(IMAGE, "WEBP", lossless=True), SCENE),
+    "PNG content.jpg": (ocv(".png", BGR), SCENE),
+    "JPEG content.tif": (JPEG, SCENE),
+    "WebP content.JPEG": (pil(IMAGE, "WEBP", lossless=True), SCENE),
     "UPPER.PNG": (ocv(".png", BGR), SCENE),
 }
 T = Image.Transpose  # how a camera that lies so stores the upright scene, by EXIF orientation

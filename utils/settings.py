@@ -89,16 +89,16 @@ class Settings:
                                  per_student=True)
     mixup_alpha: float = setting(0.2, "parameter of mixup's Beta distribution; 0 switches mixup "
                                  "off", 0, 100)
-    stored_augmentations: int = setting(0, "augment each image so many times, once and for all, "
-                                        "and keep in cache_dir what the frozen networks compute; "
-                                        "every epoch reads one of them; 0 augments and computes "
-                                        "anew in each epoch", 0, 10000)
+    stored_augmentations: int = setting(0, "number of augmented versions of each image, made "
+                                        "once; what the frozen networks compute of them is kept in "
+                                        "cache_dir, and each epoch reads one version; 0: new "
+                                        "augmentations in every epoch", 0, 10000)
     batch_size: int = setting(16, "images per step and student, rounded so that every fold "
                               "contributes the same number", 2, 65536)
     num_epochs: int = setting(50, "maximum number of epochs", 1, 100000)
     warmup_epochs: int = setting(5, "epochs of linear learning rate warm-up, before mixup starts; "
                                  "unless given, at most a tenth of num_epochs", 0)
-    patience: int = setting(20, "early stopping after so many epochs without a better one", 1,
+    patience: int = setting(20, "stop after this many epochs without improvement", 1,
                             per_student=True)
     base_lr: float = setting(1e-3, "peak learning rate of Adam", 1e-9, 10, per_student=True)
     weight_decay: float = setting(1e-4, "L2 penalty", 0, 10, per_student=True)
@@ -107,16 +107,16 @@ class Settings:
     flip_vertical: float = setting(0.3, "probability of a vertical flip", 0, 1)
     rotation: float = setting(30.0, "largest rotation, degrees", 0, 180)
     crop_pad: int = setting(8, "largest shift of the crop, pixels", 0, 512)
-    brightness: float = setting(0.3, "color jitter: factor within 1 +- this", 0, 1)
-    contrast: float = setting(0.3, "color jitter: factor within 1 +- this", 0, 1)
-    saturation: float = setting(0.3, "color jitter: factor within 1 +- this", 0, 1)
-    hue: float = setting(0.1, "color jitter: shift of the hue within +- this, in turns", 0, 0.5)
+    brightness: float = setting(0.3, "brightness jitter: factor from 1 - X to 1 + X", 0, 1)
+    contrast: float = setting(0.3, "contrast jitter: factor from 1 - X to 1 + X", 0, 1)
+    saturation: float = setting(0.3, "saturation jitter: factor from 1 - X to 1 + X", 0, 1)
+    hue: float = setting(0.1, "hue jitter: shift from -X to X; 1 is a full turn", 0, 0.5)
     erasing: float = setting(0.2, "probability that a random rectangle is erased", 0, 1)
     # machine and output
-    device: str = setting("auto", "'auto' takes a GPU if one works here",
+    device: str = setting("auto", "'auto' takes a GPU if one works; or 'cpu', 'gpu'",
                           choices=("auto", "cpu", "gpu"), free=True)
-    no_half: bool = setting(False, "compute the teacher in float32 where half precision is faster, "
-                            "too (processors with bfloat16, GPUs)")
+    no_half: bool = setting(False, "compute the teacher in float32 even where half precision is "
+                            "faster (processors with bfloat16, GPUs)")
     threads: int = setting(0, "processor cores to use; 0: all", 0, 4096, free=True)
     log_dir: str = setting("logs", "one sub-folder per run: report, plots, scalars, VisualDL")
     save_dir: str = setting("models_saved", "folder for the best weights of each fold", free=True)
