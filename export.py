@@ -157,7 +157,7 @@ def validation_images(about):
 
     Raises InputError if the run does not tell, or if images are missing.
     """
-    why = "--format int8: its accuracy is measured on the images that the student was validated on"
+    why = "--format int8: its accuracy is measured on images of the run"
     try:
         settings = about["settings"]
         table = read_csv(os.path.join(settings["log_dir"], about["run"], "folds.csv"))
@@ -242,8 +242,7 @@ def evaluate_int8(export_path, weights_path, paths, labels, kind):
     def right(model_path):
         predicted = [p for _, p, _, _ in predict_files(paths, load_model([model_path]))]
         if any(p is None for p in predicted):
-            raise InputError("--format int8: not all images that the student was validated on can "
-                             "be read")
+            raise InputError("--format int8: not all images of the run can be read")
         return np.argmax(predicted, 1) == labels
     as_int8, as_float = right(export_path), right(weights_path)
     print(f"on its {len(labels)} {kind} images: accuracy {as_float.mean():.4f}, as int8 "

@@ -73,7 +73,7 @@ if __name__ == "__main__":
     # before Paddle loads, which takes seconds: --help and mistyped options answer at once
     run_command(parse)
 
-from utils.engine import choose_device, keep_memory
+from utils.engine import choose_device, keep_memory, try_gpu
 from utils.predict import (
     UNSURE,
     check_threshold,
@@ -126,7 +126,7 @@ def main(argv=None):
             if signals.received:
                 break
     finally:
-        if args.output and rows:
+        if args.output and (rows or args.output.lower().endswith(".json")):
             save(args.output, rows, other_files + unreadable, categories)
             done = len(rows) + len(unreadable)
             if done < len(paths):
@@ -163,14 +163,12 @@ def main(argv=None):
 
 def select_device(use_gpu, exported):
     """Take the GPU if it is asked for and usable; a note says so where it is not."""
-    try:
-        if use_gpu and exported:
-            raise InputError("exports run on the CPU here")
-        choose_device("gpu" if use_gpu else "cpu")
-    except InputError as e:
-        reason = str(e).split(";")[0]
-        print(f"note: --use_gpu: {reason}; continues on the CPU", file=sys.stderr)
-        choose_device("cpu")
+    if use_gpu:
+        problem = "exports run on the CPU here" if exported else try_gpu()
+        if not problem:
+            return
+        print(f"note: --use_gpu: {problem}; continues on the CPU", file=sys.stderr)
+    choose_device("cpu")
 
 
 def save(output, rows, left_out, categories):

@@ -22,8 +22,9 @@ if __name__ == "__main__":
     run_command(lambda: parse(None, __doc__))
 
 from models.teacher_model import predict_out_of_fold
-from utils.data_utils import assign_folds, epoch_order, needed_folds, train_batches
+from utils.data_utils import epoch_order, needed_folds, train_batches
 from utils.distributed import world
+from utils.folds import assign_folds
 from utils.images.dataset import load_images
 from utils.images.duplicates import find_groups
 from utils.run.log import print_images
@@ -64,7 +65,7 @@ def main(argv=None):
             del features
         check_teacher(teacher_probs, images, fold_of, settings)
         if store:
-            store.fill()  # only now: a teacher that is of no use has been noticed
+            store.fill()  # only now: check_teacher has stopped a run whose teacher is useless
 
         def build(k, settings, name=None):
             return build_student(k, images.labels, fold_of, heads[k], settings,

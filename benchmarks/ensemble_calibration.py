@@ -22,7 +22,6 @@ So temperatures fitted on out-of-fold images hold for new ones. inference.py ave
 logits, the best of the three, and is still underconfident: a further temperature of 0.64 would
 correct it here. A run cannot fit that one, since no training image is new to two students.
 """
-import argparse
 import glob
 import os
 import sys
@@ -38,7 +37,7 @@ from scipy.special import log_softmax, softmax
 
 import main as program
 from data.make_sample import CATEGORIES, draw
-from utils.command import run_command
+from utils.command import Parser, run_command
 from utils.engine import choose_device, compiled
 from utils.predict import load_students
 from utils.report.statistics import calibration_error, fit_temperature
@@ -56,8 +55,7 @@ def row(what, probabilities, labels):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(__doc__)
     parser.add_argument("--model_path", nargs="+", metavar="FILE",
                         help="weights of a sample run (default: train one)")
     paths = parser.parse_args().model_path

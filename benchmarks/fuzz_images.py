@@ -9,7 +9,6 @@ links, pipes and damaged files. A child process reads it as training does, twice
 the same. A crash or hang costs only the child. Failures are kept in fuzz_found/: the file or
 folder, its number, and the traceback if there was one. The exit status is 0 if there were none.
 """
-import argparse
 import collections
 import ctypes
 import itertools
@@ -33,6 +32,7 @@ import cv2
 import numpy as np
 
 from odd_files import FORMATS, KINDS
+from utils.command import Parser
 from utils.errors import InputError
 from utils.images.dataset import EXTENSIONS, load_images
 from utils.images.read import UnreadableImage, read_image
@@ -183,8 +183,7 @@ def child(seed, first, folder, pipe):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(__doc__)
     parser.add_argument("--minutes", type=float, default=1.0, help="how long (default: 1)")
     parser.add_argument("--seed", type=int, default=0, help="of the damage (default: 0)")
     parser.add_argument("--repeat", type=int, metavar="N",

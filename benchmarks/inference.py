@@ -8,7 +8,6 @@ random weights, in a temporary folder. The ways to run them take turns in this p
 since threads of one that still wait for work slow down the next. Peak memory is that of separate
 processes. The ONNX row needs requirements-export.txt.
 """
-import argparse
 import collections
 import os
 import statistics
@@ -29,6 +28,7 @@ import paddle
 import export
 from benchmarks.pipeline import smooth_image
 from models.student_model import Ensemble, Student
+from utils.command import Parser
 from utils.engine import choose_device, keep_memory, versions
 from utils.errors import InputError
 from utils.predict import (
@@ -110,8 +110,7 @@ def seconds_of(work):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(__doc__)
     parser.add_argument("--image_size", type=int, default=224, help="pixels (default: 224)")
     parser.add_argument("--images", type=int, default=2000,
                         help="in the folder; peak memory is measured with a quarter of them, too "

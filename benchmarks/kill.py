@@ -30,7 +30,7 @@ def start(*args):
 
 
 def lives(process, seconds):
-    """Whether a process still lives after so many seconds, of which None are all."""
+    """Whether a process is still running after `seconds`; None waits for its end."""
     try:
         process.wait(seconds)
     except subprocess.TimeoutExpired:

@@ -7,7 +7,6 @@
 The second command gave the figures of docs/results.md. Starts the service; each client, on the
 same machine, sends one image after another. Needs requirements-dev.txt.
 """
-import argparse
 import asyncio
 import collections
 import logging
@@ -25,6 +24,7 @@ import utils  # before numpy
 # isort: split
 import numpy as np
 
+from utils.command import Parser
 from utils.predict import find_images
 
 PORT = 8765
@@ -52,8 +52,7 @@ async def measure(address, files, clients, seconds):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(__doc__)
     parser.add_argument("--model_path", nargs="+", required=True, metavar="FILE",
                         help="weights, as serve.py takes them")
     parser.add_argument("--image_path", required=True,

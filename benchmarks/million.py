@@ -8,7 +8,6 @@ Draws JPEG files of 40x40 pixels into four folders, then hard links to them, and
 million, and an inode for each distinct one. Memory is the peak of the process without what it had
 after the imports. Figures: docs/scaling.md.
 """
-import argparse
 import os
 import sys
 import tempfile
@@ -22,7 +21,8 @@ import numpy as np
 
 from benchmarks.scaling import clocks, peak
 from utils import engine
-from utils.data_utils import assign_folds
+from utils.command import Parser
+from utils.folds import assign_folds
 from utils.images.dataset import find_categories, list_files, load_images
 from utils.images.duplicates import find_groups
 from utils.settings import Settings
@@ -54,8 +54,7 @@ def start(settings, row):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(__doc__)
     parser.add_argument("--images", type=int, default=1000000,
                         help="files in the folder (default: a million)")
     parser.add_argument("--distinct", type=int, default=20000,

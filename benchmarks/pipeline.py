@@ -8,7 +8,6 @@ normalizes arrays, its fastest way. One-core rows are medians of this thread's p
 in turn, so that other work on the machine does not change the ratios; rows with threads are wall
 time.
 """
-import argparse
 import os
 import statistics
 import sys
@@ -26,6 +25,7 @@ from paddle.vision import transforms as T
 from PIL import Image
 
 from utils import engine
+from utils.command import Parser
 from utils.data_utils import AUGMENT, mixed
 from utils.images.cache import Rows
 from utils.images.read import read_image
@@ -73,8 +73,7 @@ def images_per_second(make, threads, steps=60):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(__doc__)
     parser.add_argument("--image_size", type=int, default=224, help="pixels (default: 224)")
     s = Settings(image_size=parser.parse_args().image_size)
     engine.keep_memory()

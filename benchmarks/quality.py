@@ -4,8 +4,8 @@
     python benchmarks/quality.py --data_dir DIR --image_size 160 --num_epochs 16         # main.py's
     python benchmarks/quality.py --data_dir DIR --arms "no mixup" "no class weights"
 
---arms (default: all; the first one is always trained) is an option of its own, the others are
-main.py's, but --resume and --control. An arm is K students, one per fold. Arms that share their
+Beside --arms (default: all; the first one is always trained) it takes the options of main.py but
+--resume and --control. An arm is K students, one per fold. Arms that share their
 batches train in one pass, side by side, and cost only their tails; the others get a pass of their
 own, those with stored augmentations a store below --cache_dir, too. Accuracy is out of fold and
 cross-fitted; each arm is compared with the first one, image by image, and with the control of its
@@ -25,7 +25,7 @@ import sys
 import time
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), os.pardir))
-from utils import CORES  # first: it sets what numpy, paddle and cv2 read when they load
+from utils import CORES, processor  # first: it sets what numpy, paddle and cv2 read when they load
 
 # isort: split
 import numpy as np
@@ -36,8 +36,9 @@ from main import train
 from models.teacher_model import predict_out_of_fold
 from utils import engine
 from utils.command import run_command
-from utils.data_utils import HEAD, assign_folds
+from utils.data_utils import HEAD
 from utils.errors import InputError
+from utils.folds import assign_folds
 from utils.images.dataset import find_categories, load_images
 from utils.images.duplicates import find_groups
 from utils.report.statistics import compare, cross_fitted_epochs, wilson
@@ -214,7 +215,7 @@ def cross_fitted(students, n):
 
 def print_table(results, teacher_predicted, images, groups, rows, settings):
     labels, first = images.labels[rows], next(iter(results))
-    print(f"\n{engine.processor()}, {CORES} cores, {engine.versions()}\n"
+    print(f"\n{processor()}, {CORES} cores, {engine.versions()}\n"
           f"python {shlex.join(sys.argv)}\nseed {settings.seed}, {rows.sum()} images; p: exact "
           "McNemar, groups count once; minutes: of the whole pass\n\n"
           "| arm | accuracy | 95 % | errors | gained, lost against the first | p | errors removed "

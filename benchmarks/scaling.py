@@ -23,7 +23,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), os.pardir))
-from utils import CORES  # first: it sets what numpy, paddle and cv2 read when they load
+from utils import CORES, processor  # first: it sets what numpy, paddle and cv2 read when they load
 
 # isort: split
 import cv2
@@ -33,8 +33,10 @@ import paddle
 from main import train
 from models.teacher_model import Head
 from utils import engine
-from utils.data_utils import assign_folds, images_per_fold
+from utils.command import Parser
+from utils.data_utils import images_per_fold
 from utils.distributed import world
+from utils.folds import assign_folds
 from utils.images.dataset import Images, load_images
 from utils.images.duplicates import find_groups
 from utils.settings import Settings
@@ -157,8 +159,7 @@ def start(folder, cache, second):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(__doc__)
     parser.add_argument("--images", type=int, nargs="*", default=[2500, 16000],
                         help=f"a row of the table each, at least {MIN_IMAGES} "
                              "(default: 2500 16000)")
@@ -178,7 +179,7 @@ def main():
         return step(args.step)
     if args.start:
         return start(*args.start[:2], args.start[2] == "second")
-    print(f"{engine.processor()}, {CORES} cores, {engine.versions()}")
+    print(f"{processor()}, {CORES} cores, {engine.versions()}")
     if args.images:
         print("\n| images | decode, s | duplicates, s | folds, s | second start, s | a step, ms "
               "per image | MB: start | features, heads | training |\n" + 9 * "| --- " + "|")

@@ -15,7 +15,7 @@ import subprocess
 import sys
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), os.pardir))
-from utils import CORES  # first: it sets what numpy, paddle and cv2 read when they load
+from utils import CORES, processor  # first: it sets what numpy, paddle and cv2 read when they load
 
 # isort: split
 import dataclasses
@@ -29,8 +29,9 @@ from models.student_model import Ensemble
 from models.teacher_model import Head
 from utils import engine
 from utils.command import run_command
-from utils.data_utils import assign_folds, epoch_order, train_batches
+from utils.data_utils import epoch_order, train_batches
 from utils.errors import InputError
+from utils.folds import assign_folds
 from utils.images.dataset import find_categories, load_images
 from utils.images.duplicates import find_groups
 from utils.predict import load_model, load_students, predict_files
@@ -107,9 +108,8 @@ def distill(saved, path):
     files = sorted(glob.glob(os.path.join(saved, "best_model_fold*.pdparams")))
     about, students, temperatures = load_students(files)
     final = read_about(os.path.join(saved, "final_model.pdparams"))
-    settings = Settings(**{k: tuple(v) if isinstance(v, list) else v
-                           for k, v in final["settings"].items()})
-    settings = dataclasses.replace(settings, alpha=0.5, temperature=1.0, feature_weight=0.0)
+    settings = dataclasses.replace(Settings(**final["settings"]), alpha=0.5, temperature=1.0,
+                                   feature_weight=0.0)
     images = load_images(settings, CORES)
     groups = find_groups(images, settings, CORES)
     fold_of = assign_folds(images.labels, settings.num_folds, settings.seed, images.categories,
@@ -139,7 +139,7 @@ def distill(saved, path):
 
 def print_table(predicted, labels, groups, files, settings):
     single = [predicted[name] for name in predicted if name.startswith("student ")]
-    print(f"\n{engine.processor()}, {CORES} cores, {engine.versions()}\n"
+    print(f"\n{processor()}, {CORES} cores, {engine.versions()}\n"
           f"python {shlex.join(sys.argv)}\n{len(labels)} images; p: exact McNemar, groups count "
           "once\n\n| file | accuracy | 95 % | errors | gained, lost against the final model | p "
           "| MB | ms, one image |\n" + 8 * "| --- " + "|")

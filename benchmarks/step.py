@@ -12,7 +12,6 @@ store nothing, take a batch of one fold each in between, and an image costs them
 training set of four folds. Medians; only the ratios mean something on another machine. Figures:
 docs/results.md.
 """
-import argparse
 import json
 import os
 import statistics
@@ -25,7 +24,7 @@ from types import SimpleNamespace
 
 ROOT = os.path.join(os.path.dirname(os.path.abspath(__file__)), os.pardir)
 sys.path.insert(0, ROOT)
-from utils import CORES  # first: it sets what numpy, paddle and cv2 read when they load
+from utils import CORES, processor  # first: it sets what numpy, paddle and cv2 read when they load
 
 # isort: split
 import numpy as np
@@ -34,6 +33,7 @@ from paddle.nn import functional as F
 
 from models.teacher_model import Backbone, Head
 from utils import engine
+from utils.command import Parser
 from utils.data_utils import epoch_order, images_per_fold, train_batches
 from utils.images.dataset import Images
 from utils.report.cost import count
@@ -153,8 +153,7 @@ def median(rows, part):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(__doc__)
     parser.add_argument("--image_size", type=int, default=224, help="pixels (default: 224)")
     parser.add_argument("--torch", metavar="PYTHON", help="a Python that has PyTorch")
     args = parser.parse_args()
@@ -185,7 +184,7 @@ def measure(here, args):
 
     whole, whole_stored = median(blocks, "all"), median(stored, "all")
     kept = sum(file.rows.size for file in here.store.files) / 1000
-    print(f"{engine.processor()}, {CORES} cores, {engine.versions()}\n")
+    print(f"{processor()}, {CORES} cores, {engine.versions()}\n")
     print(f"| an image in five folds, {args.image_size} pixels, ms | fresh augmentations "
           f"| stored: features and maps, {kept:.0f} kB for each |\n" + 3 * "| --- " + "|")
     for part in PARTS:

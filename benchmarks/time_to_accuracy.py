@@ -17,7 +17,6 @@ The original's way is computed, not run: fold after fold, an image outside a fol
 flatters it (docs/results.md), and reading images and validation are not counted. Start this on the
 machine of the runs, with nothing beside it.
 """
-import argparse
 import os
 import statistics
 import sys
@@ -29,8 +28,8 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter
 
-from utils import CORES, engine
-from utils.command import run_command
+from utils import CORES, engine, processor
+from utils.command import Parser, run_command
 from utils.errors import InputError
 from utils.files import read_json
 from utils.report.statistics import by_epoch
@@ -98,8 +97,7 @@ def draw(curves, targets, path):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(__doc__)
     parser.add_argument("runs", nargs="+", metavar="RUN", help="a finished run, such as "
                         "logs/20260101-120000; the first one gives the original its accuracy")
     parser.add_argument("--targets", type=float, nargs="+", default=[0.93, 0.94],
@@ -118,7 +116,7 @@ def main():
     rows.append((f"Paddle as it comes, fold after fold (computed, {ms:.0f} ms an image)", 0,
                  epochs * first.trained_on * ms / 60_000, first.accuracy, "not run"))
 
-    print(f"{engine.processor()}, {CORES} cores, {engine.versions()}\n\n"
+    print(f"{processor()}, {CORES} cores, {engine.versions()}\n\n"
           f"| {size} pixels, minutes | before the first epoch | an epoch | "
           + " | ".join(f"to {target:g}" for target in args.targets)
           + " | all epochs | accuracy, cross-fitted |\n" + (5 + len(args.targets)) * "| --- " + "|")

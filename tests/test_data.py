@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 
 from conftest import ROOT, write_image
-from utils.data_utils import assign_folds, epoch_order
+from utils.data_utils import epoch_order
 from utils.errors import InputError
+from utils.folds import assign_folds
 from utils.images import cache as cache_module
 from utils.images import dataset
 from utils.images.dataset import find_categories, list_files, load_images

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from conftest import write_image
-from utils.data_utils import assign_folds
 from utils.errors import InputError
+from utils.folds import assign_folds
 from utils.images import duplicates
 from utils.images.dataset import load_images
 from utils.images.duplicates import (

@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 from sklearn.model_selection import StratifiedGroupKFold
 
-from utils.data_utils import assign_folds, split_groups
 from utils.errors import InputError
+from utils.folds import assign_folds, split_groups
 
 
 def test_folds_cover_everything_once_and_are_stratified():

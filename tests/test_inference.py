@@ -18,7 +18,6 @@ import main
 from conftest import ROOT, read_rows, run_program, write_image
 from models.student_model import Student
 from real_runs import places
-from utils.engine import choose_device
 from utils.errors import InputError
 from utils.images.read import read_image
 from utils.predict import check_categories, expand, find_images, find_weights, load_students
@@ -87,6 +86,12 @@ def test_several_files_are_averaged_and_bad_images_left_out(sample, tmp_path, ca
     assert "2 images classified, 602 files left out" in said
     assert "left out 580 more: not an image file" in said
     assert said.count("\n") < 40 and "bad.jpg': truncated" in said
+    none = str(tmp_path / "none.json")  # which files could not be read is written all the same
+    with pytest.raises(InputError, match="no image there could be classified"):
+        inference.main(["--model_path", models[0], "--image_path", str(tmp_path / "in" / "bad.jpg"),
+                        "--output", none])
+    with open(none, encoding="utf-8") as f:
+        assert len(json.load(f)["left_out"]) == 1
     each = [predictions([model], f"{i}.json") for i, model in enumerate(models)]
     # the mean of logits is the geometric mean of probabilities
     np.testing.assert_allclose(softmax(np.log(each).mean(0), axis=1), together, atol=1e-4)
@@ -125,16 +130,10 @@ def test_paths_are_patterns_folders_and_below_the_home_folder(tmp_path, monkeypa
         {"data_dir": str(tmp_path / "only")}, str(tmp_path / "x"))
 
 
-def no_gpu(wanted):
-    if wanted == "gpu":
-        raise InputError("no GPU here; leave the option out")
-    return choose_device(wanted)
-
-
 def test_the_commands_of_the_original_readme(sample, tmp_path, monkeypatch, capsys):
     """Letter for letter but for the image's path; `python main.py` has tests of its own."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(inference, "choose_device", no_gpu)
+    monkeypatch.setattr(inference, "try_gpu", lambda: "no GPU here")
     os.symlink(sample[0] / "saved", "models_saved")
     os.symlink(sample[0] / "logs", "logs")
     command = ("python inference.py --model_path models_saved/best_model_fold0.pdparams "

@@ -11,7 +11,7 @@ import pytest
 
 import main
 from conftest import ROOT, SHORT, read_rows, run_program
-from utils import processor
+from utils import CORES, cores, processor
 from utils.errors import InputError
 from utils.files import here
 from utils.run.resume import is_finished
@@ -67,7 +67,7 @@ def test_sample_run_leaves_everything_behind(sample):
 
 def test_the_report_can_be_made_again_from_the_files_of_the_run(sample, tmp_path):
     (run,) = glob.glob(str(sample[0] / "logs" / "*"))
-    again = shutil.copytree(run, tmp_path / os.path.basename(run))
+    again = shutil.copytree(run, tmp_path / "another name")
     made = {"report.txt", "report.json", "report.html", "mistakes.csv", "confidence.png"}
     for name in made:
         os.remove(again / name)
@@ -182,6 +182,15 @@ def test_an_amd_processor_computes_with_the_widest_instructions_it_has(monkeypat
         assert said.stdout == f"{expected}\n"
 
 
+def test_a_containers_quota_of_cores_is_kept(tmp_path):
+    quota = tmp_path / "cpu.max"
+    for text, expected in (("max 100000", CORES), ("100000 100000", 1), ("50000 100000", 1),
+                           ("9900000 100000", CORES), ("nonsense", CORES)):
+        quota.write_text(text)
+        assert cores(str(quota)) == expected
+    assert cores(str(tmp_path / "nowhere")) == CORES
+
+
 def test_folders_without_a_usable_image(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     for name in ("cans", "glass"):
@@ -211,8 +220,8 @@ def test_a_batch_is_no_larger_than_its_folds_and_a_small_category_can_be_left_ou
     assert "note: categories left out by --exclude: my bin\n" in printed
     (run,) = os.listdir("logs")
     with open(f"logs/{run}/settings.json", encoding="utf-8") as f:
-        known = json.load(f)
-    assert known["batch_size"] == 18 and known["categories"] == ["cans", "glass", "纸"]
+        known = json.load(f)  # as it was typed: the same command with --resume is accepted
+    assert known["batch_size"] == 500 and known["categories"] == ["cans", "glass", "纸"]
     assert os.path.samefile(here("inference.py"), os.path.join(ROOT, "inference.py"))
 
 

@@ -11,8 +11,8 @@ import pytest
 from main import train
 from tiny import Cut, TinyBackbone, assert_same_weights, tiny_set
 from utils import train_utils
-from utils.data_utils import assign_folds
 from utils.errors import InputError
+from utils.folds import assign_folds
 from utils.images.dataset import Images, load_images
 from utils.run import resume
 from utils.run.checkpoint import check_space, load_checkpoint

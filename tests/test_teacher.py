@@ -6,8 +6,8 @@ import paddle
 import pytest
 
 from tiny import train_tiny
-from utils.data_utils import assign_folds
 from utils.errors import InputError
+from utils.folds import assign_folds
 from utils.images.dataset import Images
 from utils.settings import Settings
 from utils.teacher import check_augmented, check_teacher, extract_features, fit_heads

@@ -8,7 +8,7 @@ from conftest import Quiet
 from main import train
 from models.teacher_model import Head
 from utils import train_utils
-from utils.data_utils import assign_folds
+from utils.folds import assign_folds
 from utils.images.dataset import load_images
 from utils.store import open_store
 from utils.teacher import fit_heads

@@ -5,7 +5,17 @@ import warnings
 
 VERSION = "0.1.0"  # also in CITATION.cff and CHANGELOG.md; a test compares
 
-CORES = (len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()) or 1
+
+def cores(quota_file="/sys/fs/cgroup/cpu.max"):
+    """Processor cores for this process: at most the quota of a container (docker run --cpus 2)."""
+    allowed = hasattr(os, "sched_getaffinity") and len(os.sched_getaffinity(0))
+    allowed = allowed or os.cpu_count() or 1
+    try:
+        with open(quota_file, encoding="ascii") as f:  # "200000 100000", or "max 100000"
+            quota, period = map(int, f.read().split())
+    except (OSError, ValueError):
+        return allowed
+    return max(1, min(allowed, quota // period))
 
 
 def processor():
@@ -19,6 +29,7 @@ def processor():
     return platform.processor()
 
 
+CORES = cores()
 # One thread per operator: students train in one Python thread each, which keeps the cores busier
 # than splitting operators and makes weights independent of how many students train at a time.
 # The predictor has threads of its own.

@@ -115,7 +115,7 @@ class World:
             os._exit(1)
 
     def leave(self):
-        """From here on the other processes may end."""
+        """Stop the heartbeat: this process is done, and may end without ending the others."""
         if self.size > 1:
             self.left = True
             self.thread.join(5)

@@ -17,7 +17,7 @@ from paddle import inference
 from paddle.nn import functional as F
 
 from models.student_model import freeze
-from utils import CORES, VERSION, processor  # noqa: F401
+from utils import VERSION
 from utils.errors import InputError
 from utils.files import free_bytes
 

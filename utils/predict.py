@@ -59,7 +59,7 @@ def load_model(paths, categories=None):
         about = read_about(paths[0])
         check_categories(about, categories)
         run = load_export(paths[0])
-        prepare = np.stack if about["pixels"] else normalize
+        prepare = np.stack if about.get("pixels") else normalize
         return Model(about, lambda images: run(prepare(images)), None)
     about, students, temperatures = load_students(paths, categories)
     size = about["image_size"]

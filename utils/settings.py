@@ -98,8 +98,8 @@ class Settings:
     num_epochs: int = setting(50, "maximum number of epochs", 1, 100000)
     warmup_epochs: int = setting(5, "epochs of linear learning rate warm-up, before mixup starts; "
                                  "unless given, at most a tenth of num_epochs", 0)
-    patience: int = setting(20, "stop after this many epochs without improvement", 1,
-                            per_student=True)
+    patience: int = setting(20, "early stopping: after this many epochs without improvement",
+                            1, per_student=True)
     base_lr: float = setting(1e-3, "peak learning rate of Adam", 1e-9, 10, per_student=True)
     weight_decay: float = setting(1e-4, "L2 penalty", 0, 10, per_student=True)
     # augmentation
@@ -124,6 +124,10 @@ class Settings:
                                   "an epoch is saved as well, at most once a minute", 0, free=True)
     show: bool = setting(False, "open windows with images (they are saved as files in any case)",
                          free=True)
+
+    def __post_init__(self):
+        for name in ("folds", "categories", "exclude"):  # JSON has lists
+            setattr(self, name, tuple(getattr(self, name)))
 
     def check(self):
         """Returns self. Raises InputError that names the setting whose value cannot be used."""

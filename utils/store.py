@@ -25,7 +25,7 @@ import filelock
 import numpy as np
 import paddle
 
-from utils.data_utils import VERSION, stored_version
+from utils.data_utils import STORED, stored_version
 from utils.distributed import print0, world
 from utils.engine import compiled, when_used
 from utils.errors import InputError
@@ -50,7 +50,7 @@ class Store:
         self.names = [*self.of]
 
     def fill(self, count=None):
-        """Compute what is missing of version 0 to `count` (default: the last). All processes call
+        """Compute the missing rows of versions 0 to `count` (default: the last). All processes call
         this. Raises InputError, before anything is computed if the limit or the disk is too small.
         """
         count = self.settings.stored_augmentations if count is None else count
@@ -66,10 +66,10 @@ class Store:
     def versions(self, epoch):
         """The version of each image that an epoch takes, int64 [N], from 1 to V.
 
-        V epochs take each of them once, in an order of each image's own.
+        In V epochs an image passes through its V versions, each image in an order of its own.
         """
         count = self.settings.stored_augmentations
-        rng = np.random.default_rng([self.settings.seed, VERSION, epoch // count])
+        rng = np.random.default_rng([self.settings.seed, STORED, epoch // count])
         orders = rng.permuted(np.tile(np.arange(1, count + 1), (self.num_images, 1)), axis=1)
         return orders[:, epoch % count]
 
@@ -163,8 +163,10 @@ def open_store(teacher, images, run):
 
 
 def fill(files, wanted, folder, images, run):
-    """Compute what the files lack of the first `wanted` rows. All processes share the work, one of
-    each machine writes."""
+    """Compute those of the first `wanted` rows that are missing.
+
+    All processes share the work, one of each machine writes.
+    """
     settings, per_step = run.settings, BATCH * world.size
     length = min(-(-wanted // per_step) * per_step, files[0].length)  # whole steps
     with one_writer(folder) as writes, contextlib.ExitStack() as stack:

@@ -63,8 +63,8 @@ def extract_features(teacher, images, settings, threads, store=None):
     """
     augmentations = fitted_augmentations(settings, len(images))
     if augmentations < settings.head_views:
-        print0(f"note: --head_views {settings.head_views} is lowered to {augmentations}: so many "
-               "images need fewer")
+        print0(f"note: --head_views {settings.head_views} is lowered to {augmentations}: with "
+               "so many images fewer are enough")
     has_features = store and "features" in store.names
     stored = settings.stored_augmentations + 1 if has_features else 0  # versions
     size = 16 * world.size
@@ -141,7 +141,8 @@ def check_augmented(teacher, features, heads, images, fold_of, settings):
 
     If the heads predict augmented images that they were not fitted on worse than plain ones (from
     `features` of extract_features, which costs nothing), each augmentation alone is applied to a
-    few images, a flip to all of them. It is noted if a category clearly loses more than a third.
+    few images, a flip to all of them; so it is with --head_views 0, which predicts none. It is
+    noted if a category clearly loses more than a third.
     """
     if world.rank:
         return []

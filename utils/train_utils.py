@@ -89,10 +89,8 @@ def build_student(k, labels, fold_of, head, settings, weights=("random weights",
                   name=None):
     """A new student of fold k (num_folds: the final model); all start from the same weights.
 
-    name: fold<k> or final if none is given.
-
     labels, fold_of: int [N]; head: the teacher's, of this fold; weights: MobileNetV2's, from
-    utils.weights.imagenet_weights.
+    utils.weights.imagenet_weights; name: fold<k> or final if none is given.
     """
     num_classes = head.bias.shape[1]
     with paddle.utils.unique_name.guard():  # Adam's state is keyed by names
@@ -165,7 +163,7 @@ def train_step(student, batch, features, maps):
     a GPU.
     """
     settings, network = student.settings, student.network
-    rows = np.flatnonzero(batch.fold_of != student.fold)  # no image of its own fold gets further
+    rows = np.flatnonzero(batch.fold_of != student.fold)  # without the images of its own fold
     rng = np.random.default_rng([settings.seed, DROPOUT, student.fold, batch.epoch, batch.step])
     hidden = network.hidden.weight.shape[1]
     mask = to_device(dropout_mask([len(rows), hidden], settings.dropout, rng))

@@ -1,4 +1,5 @@
-"""The cache of squares: a .npy file, and a .json file that marks it as complete.
+"""Arrays on disk, and room for them: the cache of squares is a .npy file, and a .json file that
+marks it as complete.
 
 Several processes may share a cache folder: one at a time writes into it, the others wait and read.
 """

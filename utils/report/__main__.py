@@ -1,14 +1,10 @@
 """python -m utils.report logs/<run>: make the report of a finished run again from its files."""
-import argparse
-
 import utils  # noqa: F401  first: it sets what numpy, paddle and cv2 read when they load
-from utils.command import run_command
+from utils.command import Parser, run_command
 
 
 def main():
-    parser = argparse.ArgumentParser(
-        prog="python -m utils.report",
-        description="Make the report of a finished run again from the files in its folder.")
+    parser = Parser(__doc__, prog="python -m utils.report")
     parser.add_argument("folder", help="the run's folder, such as logs/20260101-120000")
     folder = parser.parse_args().folder
 

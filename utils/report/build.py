@@ -16,7 +16,7 @@ from sklearn import metrics
 from utils.errors import InputError
 from utils.files import read_json, write_json
 from utils.report import plots, statistics
-from utils.report.notes import student_notes
+from utils.report.notes import student_notes, teacher_notes
 from utils.report.page import write_page
 from utils.report.statistics import score, wilson
 from utils.report.text import report_text
@@ -80,6 +80,7 @@ def write_results(folder, students, controls, teacher_probs, images, groups, fai
                  "temperature": statistics.fit_temperature(*map(np.concatenate,
                                                                 (raw[best], labels)))}
     write_json(os.path.join(folder, "results.json"), {
+        "run": os.path.basename(os.path.abspath(folder)),  # it may be renamed later
         "students": facts("student", students), "controls": facts("control", controls),
         "final": final, "failed": failed, "networks": networks, "notes": list(notes)})
 
@@ -153,7 +154,7 @@ def make_report(folder):
     try:
         saved = read_json(path("settings.json"))
         versions = saved.pop("versions", {})
-        settings = Settings(**{k: tuple(v) if isinstance(v, list) else v for k, v in saved.items()})
+        settings = Settings(**saved)
         results = read_json(path("results.json"))
         total = sum(1 for _ in csv_rows(path("folds.csv"))) - 1
         history = {}
@@ -164,10 +165,11 @@ def make_report(folder):
         raise InputError(f"{folder} has no finished run of this version in it ({e}); name one such "
                          "as logs/20260101-120000") from e
     report = build_report(predictions, results, settings, total)
-    notes = results.get("notes", [])  # none in runs of earlier versions
-    notes += student_notes(predictions, report["headline"], settings, history)
-    report |= {"run": os.path.basename(os.path.abspath(folder)), "versions": versions,
-               "failed": results["failed"], "notes": notes}
+    notes = [*results.get("notes", []),  # none in runs of earlier versions
+             *student_notes(predictions, report["headline"], settings, history),
+             *teacher_notes(report, settings)]
+    report |= {"run": results.get("run") or os.path.basename(os.path.abspath(folder)),
+               "versions": versions, "failed": results["failed"], "notes": notes}
     text = report_text(report)
     write_json(path("report.json"), report)
     with open(path("report.txt"), "w", encoding="utf-8", errors="backslashreplace") as f:

@@ -1,10 +1,12 @@
-"""Notes on students whose figures mean little: near guessing, far below the teacher, blown up."""
+"""Notes for the report: students near guessing, far below the teacher or blown up, and a teacher
+that may hold them back."""
 import math
 
 import numpy as np
 from sklearn.metrics import balanced_accuracy_score
 
 from utils.report.statistics import compare, near_chance
+from utils.settings import RANDOM
 
 FAR_BELOW = 0.1  # in balanced accuracy
 BLOWN_UP = 3     # times the loss of a student that has learned nothing
@@ -51,6 +53,24 @@ def student_notes(predictions, headline, settings, history):
         notes.append(f"the {below}: balanced accuracy far below the teacher's; train longer "
                      f"(--num_epochs) or more blocks (a lower --freeze_depth), and check {LABELS}")
     return notes
+
+
+def teacher_notes(report, settings):
+    """A line if the students are better than their teacher, and no control is worse than they are.
+
+    report: of build_report.
+    """
+    oof = report["out_of_fold"]
+    best, teacher = (oof[name]["accuracy"] for name in (report["headline"], "teacher"))
+    control = oof.get(report["headline"].replace("student", "control"))
+    remedies = ["--alpha 1"] * (settings.alpha < 1)
+    remedies += ["a smaller --feature_weight"] * settings.has_feature_loss
+    if (teacher >= best or settings.teacher_weights == RANDOM or not remedies
+            or control and control["accuracy"] < best):
+        return []
+    return [f"the teacher ({teacher:.4f}) is weaker than its students ({best:.4f}) and may hold "
+            "them back: use better --teacher_weights or more images, or give it less weight "
+            f"({', '.join(remedies)})" + ("" if control else "; --control shows whether it helps")]
 
 
 def named(some, folds):

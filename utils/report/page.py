@@ -10,7 +10,7 @@ from utils.errors import InputError
 from utils.explain import explain
 from utils.predict import load_students, read_images
 from utils.report.languages import TEXTS
-from utils.report.text import summary, weak_teacher
+from utils.report.text import summary
 from utils.tables import listed, printable
 from utils.weights import read_about, weights_path
 
@@ -44,7 +44,7 @@ def write_page(folder, text, report, predictions, settings):
     """
     body = [f"<button hidden>{say('other')}</button>", *headline(report), *notes(report),
             f"<h2>{say('categories')}</h2>", category_table(report)]
-    shown = {*summary(report), *weak_teacher(report)}
+    shown = summary(report)
     text = "\n".join(line for line in text.splitlines() if line not in shown)
     for name in PLOTS:
         if os.path.exists(os.path.join(folder, name)):
@@ -101,8 +101,6 @@ def notes(report):
     if report["never_predicted"]:
         lines.append(f"<p>{say('never_predicted', names=listed(report['never_predicted']))}</p>")
     found = report.get("failed", []) + report.get("notes", [])
-    weak = " ".join(line.strip() for line in weak_teacher(report)).removeprefix("note: ")
-    found += [weak] * bool(weak)
     if found:
         lines += [f"<h2>{say('notes')}</h2><p>{say('notes_explained')}</p><ul>",
                   *(f"<li>{escaped(note)}" for note in found), "</ul>"]

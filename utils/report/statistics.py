@@ -57,8 +57,8 @@ def wilson(correct, groups=None):
     """95 % Wilson interval of the share of correct predictions, bool [N] (Wilson 1927).
 
     With groups, N becomes Kish's effective number (sum m)^2 / sum m^2 of groups of m images, as if
-    all images of a group were correct or wrong together: never too narrow, too wide where they are
-    not. (A bootstrap of groups covers only 74 to 87 % with few groups or few errors.)
+    all images of a group were correct or wrong together: never too narrow, but too wide if they
+    differ. (A bootstrap of groups covers only 74 to 87 % with few groups or few errors.)
     """
     total, n = len(correct), len(correct)
     if not total:

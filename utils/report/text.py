@@ -1,5 +1,4 @@
 """report.txt: the figures of a run as plain text, the most important first."""
-from utils.settings import RANDOM, Settings
 from utils.tables import listed, padded, printable, width
 
 TITLES = {"student_cross_fitted": "student, cross-fitted", "teacher": "teacher",
@@ -31,6 +30,7 @@ def summary(report):
 
 
 def headline(report):
+    """How good the students are, and a table of what to compare them with: lines of text."""
     oof = report["out_of_fold"]
     lines = [f"Out of fold: {oof['images']} of {oof['of']} images, each predicted once, by the "
              "student that was not trained on it.", *summary(report)]
@@ -49,28 +49,7 @@ def headline(report):
         "A cross-fitted score needs at least two folds."))
     lines.append(f"Student and teacher agree on {report['agreement_with_teacher']:.1%} of the "
                  "images.")
-    return lines + weak_teacher(report)
-
-
-def weak_teacher(report):
-    """A note if the student is better than its teacher, and the teacher may be the reason."""
-    oof, s = report["out_of_fold"], Settings(**report["settings"])
-    best, teacher = (oof[name]["accuracy"] for name in (report["headline"], "teacher"))
-    control = oof.get(report["headline"].replace("student", "control"), oof[report["headline"]])
-    if teacher >= best or s.teacher_weights == RANDOM:
-        return []
-    if control["accuracy"] < best:
-        return ["The teacher is weaker than its student, but so is the control, which has no "
-                f"teacher: {control['accuracy']:.4f}."]
-    remedies = ["--alpha 1"] * (s.alpha < 1)
-    remedies += ["a smaller --feature_weight"] * s.has_feature_loss
-    if not remedies:
-        return []
-    lines = [f"note: the teacher ({teacher:.4f}) is weaker than its student ({best:.4f}) and may "
-             "hold it back. Use better",
-             "      --teacher_weights or more images, or give the teacher less weight: "
-             f"{', '.join(remedies)}."]
-    return lines + ["      --control shows whether it helps."] * ("control" not in oof)
+    return lines
 
 
 def against_control(report):

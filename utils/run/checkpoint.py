@@ -52,9 +52,12 @@ def check_space(folder, students):
 def save_checkpoint(folder, students, epoch, step, keep=None):
     """Write a checkpoint after `step` steps of `epoch`, both from 0; returns its path.
 
-    Each process writes its own students. Of the other checkpoints only `keep` stays.
+    Each process writes its own students. Of the other checkpoints only `keep` stays; if that is of
+    this very point, nothing is written.
     """
     path = os.path.join(folder, f"checkpoint-{epoch:06}-{step:09}")
+    if path == keep:
+        return path
     if world.rank == 0:
         for old in glob.glob(os.path.join(glob.escape(folder), "checkpoint-*")):
             if old != keep:

@@ -13,15 +13,16 @@ import numpy as np
 import paddle
 
 from models.student_model import BLOCKS, Student
-from utils.data_utils import AUGMENT, EXACT_HINT, epoch_order, images_per_fold, stored_epoch
+from utils.data_utils import augmented_square, epoch_order, images_per_fold, stored_epoch
 from utils.distributed import print0
+from utils.folds import EXACT_HINT
 from utils.images.read import read_image
 from utils.report.build import answers_of
 from utils.report.plots import contact_sheet, unreadable
 from utils.report.statistics import at_least
 from utils.settings import RANDOM
 from utils.tables import listed, padded, printable, width
-from utils.transforms import augment, center_crop
+from utils.transforms import center_crop
 
 COLUMNS = ("fold", "epoch", "learning_rate", "train_loss", "train_accuracy", "val_loss",
            "val_accuracy", "val_balanced_accuracy")
@@ -99,16 +100,14 @@ class Log:
                 self.writer("images").add_image(tag, image, 0)
 
     def first_images(self, images, fold_of, settings):
-        """The first five training images with their labels, and five augmentations of each."""
+        """The first five training images with labels, and up to five augmentations of each."""
         train_folds = [k for k in range(settings.num_folds) if k != settings.trained_folds[0]]
         rows = list(dict.fromkeys(epoch_order(fold_of, train_folds, settings, 0).ravel()))[:5]
         titles = [images.categories[images.labels[i]] for i in rows]
         plain = [center_crop(images.square(i), settings.image_size) for i in rows]
         stored = [stored_epoch(v) for v in range(1, settings.stored_augmentations + 1)]
         epochs = stored[:5] or range(5)
-        augmented = [augment(images.square(i), settings,
-                             np.random.default_rng([settings.seed, AUGMENT, epoch, i]))
-                     for epoch in epochs for i in rows]
+        augmented = [augmented_square(images, i, settings, e) for e in epochs for i in rows]
         for name, squares, labels, show in (
                 ("first_images", plain, titles, settings.show),
                 ("augmented_images", augmented, titles * len(epochs), False)):
@@ -269,7 +268,7 @@ def print_epoch(epoch, students, active, seconds, num_epochs):
             print(f"{student.name} stopped at {student.failed}")
     trained = [s for s in students if s.history and not s.is_final]
     scored = [s for s in active if not s.failed]
-    if not trained:
+    if not (trained and scored):
         return
     last = [s.history[-1 if s in scored else s.best_epoch - 1] for s in trained]
     mean = {key: np.mean([scores[key] for scores in last]) for key in last[0]}

@@ -7,8 +7,9 @@ import shutil
 import paddle
 
 from models.teacher_model import Head
+from utils import processor
 from utils.distributed import print0
-from utils.engine import has_half, processor, versions
+from utils.engine import has_half, versions
 from utils.errors import InputError
 from utils.files import read_json, write_json
 from utils.images.duplicates import duplicate_rows
@@ -23,7 +24,7 @@ def find_run(resume, given):
     if resume == NEWEST:
         return newest_run(given.get("log_dir", Settings.log_dir))
     if os.path.basename(os.path.normpath(resume)) in (os.curdir, os.pardir):
-        return os.path.abspath(resume)  # else the run would seem to lie in itself
+        return os.path.abspath(resume)  # the parent of . would be the run itself
     return os.path.normpath(resume)
 
 
@@ -52,8 +53,7 @@ def resumed_settings(folder, given):
     fields = {f.name: f for f in dataclasses.fields(Settings)}
     try:
         saved = read_json(path)
-        before = {name: tuple(saved[name]) if isinstance(f.default, tuple) else saved[name]
-                  for name, f in fields.items()}
+        before = vars(Settings(**{name: saved[name] for name in fields}))
     except (OSError, ValueError, KeyError, TypeError) as e:
         raise InputError(f"--resume {folder}: not a run of this program, {path} cannot be used "
                          f"({e})") from e

@@ -1,7 +1,7 @@
 """Run: everything about keeping a run, so that main.py can be about the method.
 
-Its folder, its log, checkpoints and resume, locks, signals, and what it leaves behind. In the other
-processes of a distributed run it writes nothing but checkpoints and weights of their own students.
+Its folder, its log, checkpoints and resume, locks, signals, and what it leaves behind. Of several
+processes the first does this; the others write only checkpoints and weights of their students.
 """
 import os
 import sys
@@ -123,18 +123,18 @@ class Run:
             *self.saved_heads, self.notes = resume.load_start(
                 self.folder, images, fold_of, self.teacher_weights, self.threads)
         else:
-            smallest = int(np.bincount(fold_of).min())  # no image twice in a step
-            if images_per_fold(settings) > smallest:
-                lowered = smallest * (settings.num_folds - 1)
-                print0(f"note: --batch_size {settings.batch_size} is lowered to {lowered}, since "
-                       f"the smallest fold has {smallest} images")
-                settings.batch_size = lowered
             folder = None
             if world.rank == 0:
                 folder = new_folder(settings.log_dir, time.strftime("%Y%m%d-%H%M%S"))
                 self.locks.append(lock(folder))
                 resume.record_run(folder, settings, images, fold_of, groups)
             self.folder = world.broadcast(folder)
+        smallest = int(np.bincount(fold_of).min())  # no image twice in a step
+        if images_per_fold(settings) > smallest:
+            lowered = smallest * (settings.num_folds - 1)
+            print0(f"note: --batch_size {settings.batch_size} is lowered to {lowered}, since the "
+                   f"smallest fold has {smallest} images")
+            settings.batch_size = lowered
         self.name = os.path.basename(os.path.abspath(self.folder))
         if world.any(not os.path.exists(os.path.join(self.folder, "settings.json"))):
             raise InputError(f"--log_dir {settings.log_dir}: all processes need the same folder; "
@@ -216,11 +216,7 @@ class Run:
             raise Stopped(signal)
 
     def _save(self, epoch, step):
-        """Save a checkpoint, unless this point has one."""
-        path = os.path.join(self.folder, f"checkpoint-{epoch:06}-{step:09}")
-        if path != self.checkpoint:
-            self.checkpoint = save_checkpoint(self.folder, self.students, epoch, step,
-                                              self.checkpoint)
+        self.checkpoint = save_checkpoint(self.folder, self.students, epoch, step, self.checkpoint)
         self.saved = time.monotonic()
 
     def _save_weights(self, student):
@@ -243,7 +239,7 @@ class Run:
         whole_teacher = paddle.nn.Sequential(Backbone(), paddle.nn.Linear(2048, classes))
         networks = {name: cost(layer, shape, self.threads) for name, layer in (
             ("student", students[0].network), ("teacher", whole_teacher))}
-        if not any(s.history for s in students):
+        if not any(s.history for s in students if s.is_fold):
             self.hint = ""  # all have failed: resumed, they would again
         failed = [f"{s.name} stopped at {s.failed}" for s in students if s.failed]
         write_results(self.folder, [s for s in students if s.is_fold],
@@ -285,13 +281,14 @@ class Run:
             world.end("it was told to stop")
             raise SystemExit(128 + error.args[0]) from None
         world.end(error)
-        if isinstance(error, BrokenPipeError):  # of the standard output
-            return print(self.hint, file=sys.stderr) if self.hint else None
+        ours = not isinstance(error, (InputError, OSError, MemoryError))  # with its traceback
+        if ours or isinstance(error, BrokenPipeError):  # the latter of the standard output
+            if self.hint:
+                print(self.hint, file=sys.stderr)
+            return
         if isinstance(error, OSError) and not error.filename:  # a full disk does not name itself
             error.filename = self.folder
         if isinstance(error, MemoryError):
             error = ("out of memory; lower --batch_size or --image_size in a new run, or close "
                      "other programs")
-        elif not isinstance(error, (InputError, OSError)):  # a mistake of ours, with its traceback
-            return print(self.hint, file=sys.stderr) if self.hint else None
         raise InputError(f"{error}" + (f"; {self.hint}" if self.hint else "")) from None
