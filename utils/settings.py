@@ -32,6 +32,7 @@ def setting(default, help, low=-math.inf, high=math.inf, choices=None, free=Fals
 
 @dataclass
 class Settings:
+    """All settings of a run, with their defaults; `python main.py --help` explains them."""
     # images
     data_dir: str = setting("data/data101031", "folder with one sub-folder of images per category",
                             free=True)
@@ -184,6 +185,7 @@ class Settings:
 
     @property
     def trained_folds(self):
+        """The folds whose students are trained, in order."""
         return sorted(self.folds) or list(range(self.num_folds))
 
     @property
@@ -224,11 +226,6 @@ def check_value(f, value):
         raise InputError(f"--{f.name} {value}: must be {finite}at least {low}{at_most}")
 
 
-def element_type(f):
-    """The type of one value of a field: `tuple[int, ...]` -> int."""
-    return f.type.__args__[0] if isinstance(f.default, tuple) else f.type
-
-
 def parse(argv=None, description=None):
     """Read a command line (default: the program's own); exits at options that do not exist.
 
@@ -245,7 +242,8 @@ def parse(argv=None, description=None):
     for f in dataclasses.fields(Settings):
         if f.name in HEADINGS:
             group = parser.add_argument_group(HEADINGS[f.name])
-        kind, choices = element_type(f), f.metadata["choices"]
+        several, choices = isinstance(f.default, tuple), f.metadata["choices"]
+        kind = f.type.__args__[0] if several else f.type  # tuple[int, ...] -> int
         options = dict(default=None, help=f.metadata["help"])
         if f.type is bool:
             options.update(action="store_true")
@@ -253,7 +251,7 @@ def parse(argv=None, description=None):
             metavar = None if choices else {int: "N", float: "X", str: "PATH"}[kind]
             options.update(type=expanduser if metavar == "PATH" else kind, choices=choices,
                            metavar=metavar)
-            if isinstance(f.default, tuple):
+            if several:
                 options.update(nargs="+", metavar="N" if kind is int else "NAME")
             elif f.default != "":
                 bounded = f.metadata["high"] < math.inf

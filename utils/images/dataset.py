@@ -56,6 +56,7 @@ class Images:
 
 
 def is_system(name):
+    """Whether it is the name of a hidden file or of one that a system leaves in folders."""
     return name.startswith(".") or name.lower() in SYSTEM_NAMES
 
 

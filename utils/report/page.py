@@ -97,6 +97,7 @@ def headline(report):
 
 
 def notes(report):
+    """Categories never predicted, failures and notes: HTML, nothing if there are none."""
     lines = []
     if report["never_predicted"]:
         lines.append(f"<p>{say('never_predicted', names=listed(report['never_predicted']))}</p>")
@@ -108,6 +109,7 @@ def notes(report):
 
 
 def category_table(report):
+    """Precision, recall and F1 of each category: HTML."""
     rows = [(escaped(printable(name)), interval(c, "precision"), interval(c, "recall"),
              f"{c['f1-score']:.3f}", f"{c['support']:.0f}")
             for name, c in report["categories"].items()]
@@ -122,6 +124,7 @@ def say(key, **values):
 
 
 def interval(figures, key):
+    """A figure with its 95 % interval: HTML."""
     low, high = figures[f"{key}_interval"]
     return say("interval", value=figures[key], low=low, high=high)
 
@@ -134,6 +137,7 @@ def table(rows, header=()):
 
 
 def escaped(value):
+    """Any value as text that HTML cannot take for markup."""
     return html.escape(str(value))
 
 

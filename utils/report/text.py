@@ -53,6 +53,7 @@ def headline(report):
 
 
 def against_control(report):
+    """Student against control, image by image: lines of text, none without controls."""
     c = report.get("student_against_control")
     if not c:
         return []
@@ -74,6 +75,7 @@ def against_control(report):
 
 
 def networks(report):
+    """What student and teacher cost: lines of text, none if it was not measured."""
     if "networks" not in report:
         return []
     lines = ["Network    parameters   multiply-adds   ms per image: alone, in a batch of 16"]
@@ -84,10 +86,12 @@ def networks(report):
 
 
 def name_width(report):
+    """The width of a column of categories, in characters."""
     return min(40, max(12, *(width(printable(n)) for n in report["category_names"])))
 
 
 def categories(report):
+    """Precision, recall and F1 of each category: lines of text."""
     margin = name_width(report)
     lines = [" " * margin
              + "  precision (95 % interval)     recall (95 % interval)     F1    images"]
@@ -103,6 +107,7 @@ def categories(report):
 
 
 def confusion(report):
+    """The confusion matrix as lines of text, unless it has too many columns."""
     names, margin = report["category_names"], name_width(report)
     if len(names) > MAX_COLUMNS:
         return [f"The confusion matrix has more than {MAX_COLUMNS} categories: see report.json."]
@@ -113,6 +118,7 @@ def confusion(report):
 
 
 def folds(report):
+    """The accuracies of each fold, and what is known of the final model: lines of text."""
     rows = report["folds"]
     columns = {"cross-fitted": "cross_fitted_accuracy", "teacher": "teacher_accuracy",
                "control": report["headline"].replace("student", "control") + "_accuracy",
@@ -136,6 +142,7 @@ def folds(report):
 
 
 def confidence(report):
+    """Which minimum confidence gives which accuracy: lines of text."""
     lines = ["Accuracy wanted   minimum confidence   images answered   "
              "accuracy reached (95 % interval)"]
     for target, v in report["needed_confidence"].items():

@@ -59,6 +59,7 @@ class Log:
             self.LogWriter = None
 
     def writer(self, name):
+        """The LogWriter of a VisualDL run."""
         if name not in self.writers:
             for old in glob.glob(os.path.join(glob.escape(self.folder), name, "vdl*.log")):
                 os.remove(old)  # from before this run was resumed; all of it is written again

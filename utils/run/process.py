@@ -32,6 +32,7 @@ class Signals:
         self.received, self.deferred, self.before = None, deferred, {}
 
     def listen(self):
+        """Take SIGINT, SIGTERM and SIGHUP from here on."""
         if threading.current_thread() is not threading.main_thread():
             return  # Python does not allow it
         for number in filter(None, (signal.SIGINT, signal.SIGTERM, HANGUP)):
