@@ -118,6 +118,9 @@ class Quiet:
     def __init__(self, settings, threads=2):
         self.settings, self.threads = settings, threads
 
+    def start(self, students):
+        pass
+
     def after_step(self, epoch, step):
         pass
 

@@ -13,8 +13,7 @@ import pytest
 
 from conftest import ROOT, write_image
 from real_runs import LINUX, two_processes
-from test_store import train_tiny
-from tiny import RANDOM, Counted, Cut, content, opened, tiny_teacher
+from tiny import RANDOM, Counted, Cut, content, opened, tiny_teacher, train_tiny
 from utils import store as store_module
 from utils.errors import InputError
 from utils.images.dataset import load_images
@@ -208,17 +207,17 @@ def test_several_processes_fill_one_store_and_train_as_one(versions, tmp_path):
     versions.cache_dir = str(tmp_path / "another")
     done = two_processes("""
 import numpy as np
-from test_store import train_tiny
+from tiny import train_tiny
 from utils.settings import Settings
 world.join()
-for s in train_tiny(eval(sys.argv[1])):
+for s in train_tiny(eval(sys.argv[1])).values():
     if s.rank == world.rank:
         np.savez(os.path.join(sys.argv[2], s.name), **s.best_weights)
 world.barrier()
 """, repr(versions), str(tmp_path))
     assert done.returncode == 0, done.stderr
     assert [content(path) for path in stored_files(versions)] == whole
-    for student in students:
+    for student in students.values():
         with np.load(tmp_path / f"{student.name}.npz") as other:
             for name, value in student.best_weights.items():
                 np.testing.assert_array_equal(value, other[name], err_msg=student.name)

@@ -1,5 +1,6 @@
 """A run that is stopped and continues ends as one that never was, bit for bit, and a damaged
 checkpoint is noticed."""
+import contextlib
 import dataclasses
 import os
 import shutil
@@ -8,9 +9,7 @@ import numpy as np
 import paddle
 import pytest
 
-from main import train
-from tiny import Cut, TinyBackbone, assert_same_weights, tiny_set
-from utils import train_utils
+from tiny import Cut, assert_same_weights, tiny_heads, tiny_set, train_tiny
 from utils.errors import InputError
 from utils.folds import assign_folds
 from utils.images.dataset import Images, load_images
@@ -18,8 +17,7 @@ from utils.run import resume
 from utils.run.checkpoint import check_space, load_checkpoint
 from utils.run.run import Run
 from utils.settings import NEWEST, new_settings, parse
-from utils.teacher import fit_heads
-from utils.train_utils import build_student, frozen_stem
+from utils.train_utils import build_student
 
 pytestmark = pytest.mark.usefixtures("compiled_once")
 
@@ -42,34 +40,25 @@ class TinyRun(Run):
             raise Cut
 
 
-def build(settings):
-    """(students of two folds and the control of one, images, fold_of)"""
+def build(settings, heads=None):
+    """Students of two folds, the control of one, and the final model."""
     images, fold_of = tiny_set(settings)
-    features = np.random.default_rng(0).normal(size=(1, len(images), 5)).astype("float32")
-    heads = fit_heads(features, images.labels, fold_of, settings)
-    students = [build_student(k, images.labels, fold_of, heads[k], s, name=name) for k, s, name in (
+    heads = heads or tiny_heads(settings, images, fold_of)
+    return [build_student(k, images.labels, fold_of, heads[k], s, name=name) for k, s, name in (
         (0, settings, "fold0"), (1, settings, "fold1"),
         (1, settings.without_teacher(), "control1"), (settings.num_folds, settings, "final"))]
-    return students, images, fold_of
 
 
 def train_in(folder, settings, cuts=(), resuming=False, fail=None):
-    """Train in a folder, until the last cut. Returns the students, or None if they were cut."""
-    students, images, fold_of = build(settings)
-    paddle.seed(5)
-    teacher = train_utils.compiled(TinyBackbone(), [3, 32, 32])
-    run = TinyRun(settings, folder, images, cuts, resuming, fail)
-    stem = frozen_stem(students, settings, 2)
-    run.start(students)
-    try:
-        train(students, images, fold_of, teacher, stem, run)
-    except Cut:
-        return None
-    return students
+    """Train in a folder, until the last cut. Returns {name: TrainState}, or None if it was cut."""
+    run = TinyRun(settings, folder, load_images(settings), cuts, resuming, fail)
+    with contextlib.suppress(Cut):
+        return train_tiny(settings, run=run, build=lambda heads: build(settings, heads))
 
 
 def assert_same(students, others):
-    for s, o in zip(students, others):
+    assert students.keys() == others.keys()
+    for s, o in zip(students.values(), others.values()):
         assert s.history == o.history
         assert s.best_epoch == o.best_epoch
         np.testing.assert_array_equal(s.probabilities, o.probabilities)
@@ -105,7 +94,7 @@ def test_instead_of_an_unfinished_or_damaged_checkpoint_the_one_before_it_is_use
     folder = str(tmp_path / "run")
     os.mkdir(folder)
     train_in(folder, settings, [(0, 2), (0, 4)])
-    students, images, _ = build(settings)
+    students, images = build(settings), load_images(settings)
     before, newest = sorted(n for n in os.listdir(folder) if n.startswith("checkpoint-"))
     assert load_checkpoint(folder, students)[1:] == (0, 4)
     complete = os.path.join(folder, newest, "complete")
@@ -150,7 +139,7 @@ def test_a_checkpoint_runs_no_code(settings, tmp_path):
             return os.mkdir, (str(tmp_path / "owned"),)
     (tmp_path / "checkpoint-000001-000000000").mkdir()
     (tmp_path / "checkpoint-000001-000000000" / "complete").touch()
-    students = build(settings)[0]
+    students = build(settings)
     for name in ("checkpoint-000001-000000000/fold0.npz", "start.npz"):
         np.savez(tmp_path / name, about=np.array([Crafted()]), labels=np.array([Crafted()]))
     with pytest.raises(InputError, match="no checkpoint .* is complete"):
@@ -168,8 +157,7 @@ def test_images_folds_and_weights_must_be_as_they_were(settings, folder, tmp_pat
         images = load_images(settings)
         return images, assign_folds(images.labels, 3, 1)
     images, fold_of = load()
-    features = np.random.default_rng(0).normal(size=(1, len(images), 5)).astype("float32")
-    heads = fit_heads(features, images.labels, fold_of, settings)
+    heads = tiny_heads(settings, images, fold_of)
     resume.save_start(where, images, fold_of, heads, np.eye(27, 3), ["a note"], weights, 2)
     again, teacher_probs, notes = resume.load_start(where, images, fold_of, weights, 2)
     assert list(again) == [0, 2, 3] and notes == ["a note"] and capsys.readouterr().out == ""
@@ -273,7 +261,7 @@ def test_settings_of_a_resumed_run(tmp_path, capsys, monkeypatch):
 
 def test_a_run_that_the_disk_cannot_hold_is_refused_before_it_trains(settings, tmp_path,
                                                                      monkeypatch):
-    students, *_ = build(settings)
+    students = build(settings)
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=10**6))
     with pytest.raises(InputError, match=r"checkpoints of this run take 0\.\d+ GB and .* has "

@@ -6,56 +6,24 @@ import numpy as np
 import paddle
 import pytest
 
-from conftest import Quiet
-from main import train
-from test_resume import TinyRun, assert_same
+from test_resume import assert_same, build, train_in
 from tiny import (
     RANDOM,
     Counted,
-    Cut,
     any_head,
     assert_same_weights,
     opened,
     tiny_set,
     tiny_teacher,
+    train_tiny,
     weights_of,
 )
 from utils import data_utils, train_utils
 from utils import store as store_module
 from utils import teacher as teacher_module
-from utils.images.dataset import load_images
-from utils.store import open_store
-from utils.teacher import fit_heads
 from utils.train_utils import build_student, frozen_stem
 
 pytestmark = pytest.mark.usefixtures("compiled_once")
-
-
-def train_tiny(settings, folds=(0, 1, 2, 3), square=None, run=None, control=False, teacher=None):
-    """Students of these folds after training; square(plain) replaces images.square."""
-    images, fold_of = tiny_set(settings)
-    if square:
-        images.square = square(images.square)
-    run = run or Quiet(settings)
-    run.settings, run.teacher_weights, run.student_weights = settings, RANDOM, RANDOM
-    teacher = teacher or tiny_teacher()
-    store = open_store(teacher, images, run)
-    if store:
-        store.fill()
-    features = np.random.default_rng(0).normal(size=(1, len(images), 5)).astype("float32")
-    heads = fit_heads(features, images.labels, fold_of, settings)
-    students = [build_student(k, images.labels, fold_of, heads[k], settings) for k in folds]
-    if control:
-        students.append(build_student(1, images.labels, fold_of, heads[1],
-                                      settings.without_teacher(), name="control1"))
-    stem = frozen_stem(students, settings, 2)
-    if isinstance(run, TinyRun):
-        run.start(students)
-    try:
-        train(students, images, fold_of, teacher, stem, run, store)
-    except Cut:
-        return None
-    return students
 
 
 @pytest.mark.parametrize("depth", [0, 14])
@@ -129,10 +97,10 @@ def test_mixup_mixes_maps_and_features_alike_within_the_fold(versions):
 
 def test_pixels_of_fold_k_change_no_weight_of_student_k(versions, tmp_path):
     fold_of = tiny_set(versions)[1]
-    before = train_tiny(versions)
+    before = [*train_tiny(versions).values()]
     versions.cache_dir = str(tmp_path / "another")
-    after = train_tiny(versions, square=lambda square: lambda i: (
-        255 - square(i) if fold_of[i] == 1 else square(i)))
+    after = [*train_tiny(versions, square=lambda square: lambda i: (
+        255 - square(i) if fold_of[i] == 1 else square(i))).values()]
     for k in range(4):
         same = [np.array_equal(value, weights_of(after[k])[key])
                 for key, value in weights_of(before[k]).items()]
@@ -142,29 +110,26 @@ def test_pixels_of_fold_k_change_no_weight_of_student_k(versions, tmp_path):
 @pytest.mark.parametrize("depth", [0, 14])
 def test_side_by_side_equals_one_at_a_time(versions, one_by_one, depth):
     versions.freeze_depth = depth
-    together = train_tiny(versions, control=True)
-    for k in range(3):  # the final model does not train alone
-        (alone,) = train_tiny(versions, [k])
-        assert_same_weights(alone, together[k])
-        np.testing.assert_array_equal(alone.probabilities, together[k].probabilities)
-    assert (weights_of(together[0])["hidden.weight"]
-            != weights_of(together[1])["hidden.weight"]).any()
-    assert together[-1].name == "control1" and len(together[-1].history) == 2
+    together = train_tiny(versions, build=lambda heads: build(versions, heads))
+    for k in range(2):  # the final model does not train alone
+        (alone,) = train_tiny(versions, [k]).values()
+        assert_same_weights(alone, together[alone.name])
+        np.testing.assert_array_equal(alone.probabilities, together[alone.name].probabilities)
+    first, second, *others = together.values()
+    assert (weights_of(first)["hidden.weight"] != weights_of(second)["hidden.weight"]).any()
+    assert [(s.name, len(s.history)) for s in others] == [("control1", 2), ("final", 2)]
 
 
 def test_stopped_it_ends_with_the_same_weights_even_if_the_store_is_gone(versions, tmp_path):
-    versions.num_epochs, images = 3, load_images(versions)
+    versions.num_epochs = 3
     for name in ("whole", "run"):
         (tmp_path / name).mkdir()
 
-    def trained(name, *cuts, resuming=False):
-        run = TinyRun(versions, str(tmp_path / name), images, cuts, resuming)
-        return train_tiny(versions, run=run, control=True)
-    whole = trained("whole")
-    assert trained("run", (1, 2)) is None
-    assert trained("run", (2, 1), resuming=True) is None
+    whole, folder = train_in(str(tmp_path / "whole"), versions), str(tmp_path / "run")
+    assert train_in(folder, versions, [(1, 2)]) is None
+    assert train_in(folder, versions, [(2, 1)], resuming=True) is None
     shutil.rmtree(os.path.join(versions.cache_dir, "stored"))
-    assert_same(trained("run", resuming=True), whole)
+    assert_same(train_in(folder, versions, resuming=True), whole)
 
 
 def test_without_a_teachers_loss_only_maps_and_without_frozen_blocks_only_features(versions,

@@ -14,6 +14,8 @@ from utils.store import open_store
 from utils.teacher import fit_heads
 from utils.train_utils import build_student, frozen_stem
 
+RANDOM = "random weights", None
+
 
 class TinyBackbone(paddle.nn.Layer):
     def __init__(self):
@@ -45,34 +47,41 @@ def any_head(features=5, classes=3):
     return Head(*(np.zeros(shape, "f") for shape in shapes), np.ones(features, "f"))
 
 
-def train_tiny(settings, folds, square=None, threads=2, watch=None, build=None):
-    """Train students of `folds` on the tiny set; returns {name: TrainState}.
+def tiny_teacher():
+    paddle.seed(5)
+    return train_utils.compiled(TinyBackbone(), [3, 32, 32])
+
+
+def tiny_heads(settings, images, fold_of):
+    features = np.random.default_rng(0).normal(size=(1, len(images), 5)).astype("float32")
+    return fit_heads(features, images.labels, fold_of, settings)
+
+
+def train_tiny(settings, folds=(0, 1, 2, 3), square=None, threads=2, watch=None, build=None,
+               run=None, teacher=None):
+    """Train students of `folds` (3: the final model) on the tiny set; returns {name: TrainState}.
 
     square(plain) replaces images.square; build(heads) the students; watch(teacher, students) the
-    teacher, before training.
+    teacher, before training; run: a Run, else nothing is kept.
     """
     images, fold_of = tiny_set(settings)
     if square:
         images.square = square(images.square)
-    paddle.seed(5)
-    teacher = train_utils.compiled(TinyBackbone(), [3, 32, 32])
-    features = np.random.default_rng(0).normal(size=(1, len(images), 5)).astype("float32")
-    heads = fit_heads(features, images.labels, fold_of, settings)
+    run = run or Quiet(settings, threads)
+    run.teacher_weights = run.student_weights = RANDOM
+    teacher = teacher or tiny_teacher()
+    store = open_store(teacher, images, run)
+    if store:
+        store.fill()
+    heads = tiny_heads(settings, images, fold_of)
     students = build(heads) if build else [
         build_student(k, images.labels, fold_of, heads[k], settings) for k in folds]
     if watch:
         teacher = watch(teacher, students)
     stem = frozen_stem(students, settings, threads)
-    train(students, images, fold_of, teacher, stem, Quiet(settings, threads))
+    run.start(students)
+    train(students, images, fold_of, teacher, stem, run, store)
     return {s.name: s for s in students}
-
-
-RANDOM = "random weights", None
-
-
-def tiny_teacher():
-    paddle.seed(5)
-    return train_utils.compiled(TinyBackbone(), [3, 32, 32])
 
 
 def opened(settings, teacher=None, **weights):
