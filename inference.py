@@ -126,7 +126,8 @@ def main(argv=None):
             if signals.received:
                 break
     finally:
-        if args.output and (rows or args.output.lower().endswith(".json")):
+        tried_all = len(unreadable) == len(paths)  # a .json file names them
+        if args.output and (rows or tried_all and args.output.lower().endswith(".json")):
             save(args.output, rows, other_files + unreadable, categories)
             done = len(rows) + len(unreadable)
             if done < len(paths):

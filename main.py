@@ -60,7 +60,7 @@ def main(argv=None):
             features = extract_features(teacher, images, settings, threads, store)
             heads = fit_heads(features, images.labels, fold_of, settings, threads)
             teacher_probs = predict_out_of_fold(features[0], heads, fold_of)
-            run.notes = check_augmented(teacher, features, heads, images, fold_of, settings)
+            run.notes += check_augmented(teacher, features, heads, images, fold_of, settings)
             run.save_heads(heads, teacher_probs)
             del features
         check_teacher(teacher_probs, images, fold_of, settings)

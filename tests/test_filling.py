@@ -203,20 +203,29 @@ def test_what_no_float16_can_hold_is_refused(versions):
 def test_several_processes_fill_one_store_and_train_as_one(versions, tmp_path):
     """Each trains its students from the rows that both have computed."""
     students = train_tiny(versions)
+    store, images = opened(versions)
+    features = extract_features(tiny_teacher(), images, versions, 2, store)
     whole = [content(path) for path in stored_files(versions)]
     versions.cache_dir = str(tmp_path / "another")
     done = two_processes("""
 import numpy as np
-from tiny import train_tiny
+from tiny import opened, tiny_teacher, train_tiny
 from utils.settings import Settings
+from utils.teacher import extract_features
 world.join()
-for s in train_tiny(eval(sys.argv[1])).values():
+settings = eval(sys.argv[1])
+for s in train_tiny(settings).values():
     if s.rank == world.rank:
         np.savez(os.path.join(sys.argv[2], s.name), **s.best_weights)
+store, images = opened(settings)
+features = extract_features(tiny_teacher(), images, settings, 2, store)
+np.save(os.path.join(sys.argv[2], f"features{world.rank}"), features)
 world.barrier()
 """, repr(versions), str(tmp_path))
     assert done.returncode == 0, done.stderr
     assert [content(path) for path in stored_files(versions)] == whole
+    for rank in range(2):
+        np.testing.assert_array_equal(features, np.load(tmp_path / f"features{rank}.npy"))
     for student in students.values():
         with np.load(tmp_path / f"{student.name}.npz") as other:
             for name, value in student.best_weights.items():

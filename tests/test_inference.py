@@ -86,15 +86,24 @@ def test_several_files_are_averaged_and_bad_images_left_out(sample, tmp_path, ca
     assert "2 images classified, 602 files left out" in said
     assert "left out 580 more: not an image file" in said
     assert said.count("\n") < 40 and "bad.jpg': truncated" in said
-    none = str(tmp_path / "none.json")  # which files could not be read is written all the same
     with pytest.raises(InputError, match="no image there could be classified"):
         inference.main(["--model_path", models[0], "--image_path", str(tmp_path / "in" / "bad.jpg"),
-                        "--output", none])
-    with open(none, encoding="utf-8") as f:
-        assert len(json.load(f)["left_out"]) == 1
+                        "--output", str(tmp_path / "none.json")])
+    assert len(json.loads((tmp_path / "none.json").read_text("utf-8"))["left_out"]) == 1
     each = [predictions([model], f"{i}.json") for i, model in enumerate(models)]
     # the mean of logits is the geometric mean of probabilities
     np.testing.assert_allclose(softmax(np.log(each).mean(0), axis=1), together, atol=1e-4)
+
+
+def test_what_fails_before_the_first_prediction_leaves_no_output(sample, tmp_path, monkeypatch):
+    def fail(paths, model, *_, **__):
+        raise MemoryError
+        yield
+    monkeypatch.setattr(inference, "predict_files", fail)
+    with pytest.raises(MemoryError):
+        inference.main(["--model_path", str(sample[0] / "saved"), "--image_path",
+                        str(sample[0] / "sample" / "Other"), "--output", str(tmp_path / "a.json")])
+    assert not os.listdir(tmp_path)
 
 
 def test_paths_are_patterns_folders_and_below_the_home_folder(tmp_path, monkeypatch, capsys):

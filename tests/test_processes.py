@@ -6,7 +6,7 @@ import signal
 import numpy as np
 import pytest
 
-import main
+from conftest import run_program
 from real_runs import LINUX, places, started, two_processes
 from tiny import any_head, content
 from utils.distributed import world
@@ -16,7 +16,7 @@ from utils.train_utils import build_student
 
 
 @pytest.mark.skipif(not LINUX, reason="Paddle launches processes without a GPU on Linux only")
-def test_several_processes_one_killed_then_all_stopped_the_run_ends_the_same(whole, capsys):
+def test_several_processes_one_killed_then_all_stopped_the_run_ends_the_same(whole):
     where, args, _, weights = whole
 
     def launch(processes):
@@ -40,8 +40,8 @@ def test_several_processes_one_killed_then_all_stopped_the_run_ends_the_same(who
     process.wait()
     log = content(where / "two" / "launch" / "workerlog.0").decode()
     assert "stopped; to continue: " in log, log
-    main.main(["--resume", *places(where, "two")])  # alone
-    assert "continues in epoch" in capsys.readouterr().out
+    done = run_program(*launch(2), "main.py", "--resume", *places(where, "two"))
+    assert done.returncode == 0 and "continues in epoch" in done.stdout, done.stdout + done.stderr
     for k in range(2):
         file = f"best_model_fold{k}.pdparams"
         assert content(where / "two" / "saved" / file) == content(os.path.join(weights, file))

@@ -11,7 +11,7 @@ import pytest
 
 import main
 from conftest import ROOT, SHORT, read_rows, run_program
-from utils import CORES, cores, processor
+from utils import cores, processor
 from utils.errors import InputError
 from utils.files import here
 from utils.run.resume import is_finished
@@ -183,12 +183,12 @@ def test_an_amd_processor_computes_with_the_widest_instructions_it_has(monkeypat
 
 
 def test_a_containers_quota_of_cores_is_kept(tmp_path):
-    quota = tmp_path / "cpu.max"
-    for text, expected in (("max 100000", CORES), ("100000 100000", 1), ("50000 100000", 1),
-                           ("9900000 100000", CORES), ("nonsense", CORES)):
+    quota, allowed = tmp_path / "cpu.max", cores(str(tmp_path / "nowhere"))
+    for text, expected in (("max 100000", allowed), ("100000 100000", 1), ("50000 100000", 1),
+                           ("99900000000 100000", allowed), ("nonsense", allowed),
+                           ("100000 0", allowed), ("", allowed)):
         quota.write_text(text)
         assert cores(str(quota)) == expected
-    assert cores(str(tmp_path / "nowhere")) == CORES
 
 
 def test_folders_without_a_usable_image(tmp_path, monkeypatch, capsys):

@@ -9,7 +9,7 @@ import numpy as np
 import paddle
 import pytest
 
-from tiny import Cut, assert_same_weights, tiny_heads, tiny_set, train_tiny
+from tiny import RANDOM, Cut, assert_same_weights, tiny_heads, tiny_set, train_tiny
 from utils.errors import InputError
 from utils.folds import assign_folds
 from utils.images.dataset import Images, load_images
@@ -257,6 +257,26 @@ def test_settings_of_a_resumed_run(tmp_path, capsys, monkeypatch):
     os.utime(early / "settings.json", (2e9, 2e9))
     assert resumed("--resume", "--log_dir", log_dir)[0] == str(where)
     assert capsys.readouterr().out == f"note: {early} was stopped before its first checkpoint\n"
+
+
+def test_a_batch_size_that_was_lowered_may_be_typed_again(settings):
+    images, fold_of = tiny_set(settings)
+    settings.batch_size, folder = 500, None
+    os.mkdir(settings.log_dir)
+    os.mkdir(settings.save_dir)
+    for resuming in (False, True):
+        run = TinyRun(settings, folder, images, resuming=resuming)
+        if resuming:
+            run.settings = resume.resumed_settings(folder, dict(batch_size=500))
+        run.teacher_weights = run.student_weights = RANDOM
+        run.begin(images, fold_of, np.arange(27))
+        assert run.settings.batch_size == 18
+        assert run.notes == ["--batch_size 500 is lowered to 18, since the smallest fold has 9 "
+                             "images"]
+        if not resuming:
+            run.save_heads(tiny_heads(run.settings, images, fold_of), np.eye(27, 3))
+            folder = run.folder
+        run.__exit__(None, None, None)
 
 
 def test_a_run_that_the_disk_cannot_hold_is_refused_before_it_trains(settings, tmp_path,

@@ -7,15 +7,15 @@ VERSION = "0.1.0"  # also in CITATION.cff and CHANGELOG.md; a test compares
 
 
 def cores(quota_file="/sys/fs/cgroup/cpu.max"):
-    """Processor cores for this process: at most the quota of a container (docker run --cpus 2)."""
+    """Processor cores for this process, at most a container's quota (--cpus, cgroup 2)."""
     allowed = hasattr(os, "sched_getaffinity") and len(os.sched_getaffinity(0))
     allowed = allowed or os.cpu_count() or 1
     try:
         with open(quota_file, encoding="ascii") as f:  # "200000 100000", or "max 100000"
             quota, period = map(int, f.read().split())
-    except (OSError, ValueError):
+        return max(1, min(allowed, quota // period))
+    except (OSError, ValueError, ZeroDivisionError):
         return allowed
-    return max(1, min(allowed, quota // period))
 
 
 def processor():

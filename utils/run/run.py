@@ -50,11 +50,11 @@ class Run:
     """
     resuming, epoch, step, folder = False, 0, 0, None
     hint = ""  # how to continue, once there is a checkpoint
-    notes = ()  # for the report
 
     def __init__(self, given, sample=False, resume=None):
         self.command_line = given, sample, resume
         self.signals, self.locks, self.log = Signals(), [], NoLog()
+        self.notes = []  # for the report
         self.opened = time.monotonic()
 
     def __enter__(self):
@@ -132,8 +132,10 @@ class Run:
         smallest = int(np.bincount(fold_of).min())  # no image twice in a step
         if images_per_fold(settings) > smallest:
             lowered = smallest * (settings.num_folds - 1)
-            print0(f"note: --batch_size {settings.batch_size} is lowered to {lowered}, since the "
-                   f"smallest fold has {smallest} images")
+            note = (f"--batch_size {settings.batch_size} is lowered to {lowered}, since the "
+                    f"smallest fold has {smallest} images")
+            print0(f"note: {note}")
+            self.notes = self.notes or [note]  # a resumed run has it
             settings.batch_size = lowered
         self.name = os.path.basename(os.path.abspath(self.folder))
         if world.any(not os.path.exists(os.path.join(self.folder, "settings.json"))):
