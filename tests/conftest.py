@@ -19,6 +19,7 @@ import pytest
 
 from models.student_model import freeze
 from utils import store, teacher, train_utils
+from utils.images.dataset import load_images
 from utils.settings import RANDOM, Settings
 
 # The files that take longest, for each of the three processes of pytest.ini to begin with; only
@@ -56,6 +57,19 @@ def folder(tmp_path):
             image[..., c] += 120
             write_image(str(tmp_path / "set" / name / f"{i}.png"), image)
     return str(tmp_path / "set")
+
+
+# load() as the code of another process, which gets folder and cache as its arguments
+LOAD = """import sys
+from utils.images.dataset import load_images
+from utils.settings import Settings
+images = load_images(Settings(data_dir=sys.argv[1], image_size=32, cache_dir=sys.argv[2]))
+"""
+
+
+def load(folder, cache, **options):
+    return load_images(Settings(data_dir=str(folder), image_size=32, cache_dir=str(cache),
+                                **options))
 
 
 @pytest.fixture

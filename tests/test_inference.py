@@ -14,10 +14,8 @@ import pytest
 from scipy.special import softmax
 
 import inference
-import main
 from conftest import ROOT, read_rows, run_program, write_image
 from models.student_model import Student
-from real_runs import places
 from utils.errors import InputError
 from utils.images.read import read_image
 from utils.predict import check_categories, expand, find_images, find_weights, load_students
@@ -300,9 +298,3 @@ def test_inference_that_is_stopped_saves_what_it_has_and_says_so(number, status,
     assert f"stopped: {output} has the first {len(rows)} of 3000 images\n" in said
     assert [r["path"] for r in rows] == [str(tmp_path / "many" / f"{i:04}.png")
                                          for i in range(len(rows))]
-
-
-def test_weights_of_the_wrong_network_are_refused(whole, weights, tmp_path):
-    wrong, *_ = weights
-    with pytest.raises(InputError, match="does not fit ResNet: missing conv1.weight"):
-        main.main([*whole[1][1:], *places(tmp_path, "run"), "--teacher_weights", wrong])

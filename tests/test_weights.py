@@ -7,7 +7,9 @@ import numpy as np
 import paddle
 import pytest
 
+import main
 from models.student_model import Student
+from real_runs import places
 from utils.errors import InputError
 from utils.predict import load_students
 from utils.weights import (
@@ -187,3 +189,9 @@ def test_a_resumed_run_keeps_its_own_weights_and_moves_others(tmp_path):
     assert sorted(os.listdir(tmp_path)) == sorted([
         "best_model_fold0 - Copy.pdparams", "best_model_fold0.json", "best_model_fold0.pdparams",
         "theirs", os.path.basename(whose)])
+
+
+def test_weights_of_the_wrong_network_are_refused(whole, weights, tmp_path):
+    wrong, *_ = weights
+    with pytest.raises(InputError, match="does not fit ResNet: missing conv1.weight"):
+        main.main([*whole[1][1:], *places(tmp_path, "run"), "--teacher_weights", wrong])

@@ -134,12 +134,11 @@ class Settings:
         """Returns self. Raises InputError that names the setting whose value cannot be used."""
         for f in dataclasses.fields(self):
             value = getattr(self, f.name)
-            for v in value if isinstance(value, tuple) else (value,):
+            values = value if isinstance(value, tuple) else (value,)
+            for v in values:
                 check_value(f, v)
-        for name in ("folds", "categories", "exclude"):
-            values = getattr(self, name)
             if len(set(values)) < len(values):
-                raise InputError(f"--{name} {shown(values)}: one is named twice")
+                raise InputError(f"--{f.name} {shown(values)}: one is named twice")
         if self.folds and max(self.folds) >= self.num_folds:
             raise InputError(f"--folds {max(self.folds)}: with --num_folds {self.num_folds} the "
                              f"folds are 0 to {self.num_folds - 1}")
