@@ -15,6 +15,14 @@ from utils.settings import Settings
 from utils.train_utils import build_student
 
 
+def launched(launcher, rank):
+    """The process of this rank which Paddle's launcher has started."""
+    children = content(f"/proc/{launcher.pid}/task/{launcher.pid}/children").split()
+    (pid,) = [int(pid) for pid in children
+              if b"PADDLE_TRAINER_ID=%d\0" % rank in content(f"/proc/{int(pid)}/environ")]
+    return pid
+
+
 @pytest.mark.skipif(not LINUX, reason="Paddle launches processes without a GPU on Linux only")
 def test_several_processes_one_killed_then_all_stopped_the_run_ends_the_same(whole):
     where, args, _, weights = whole
@@ -24,18 +32,15 @@ def test_several_processes_one_killed_then_all_stopped_the_run_ends_the_same(who
                 "--backend", "gloo", "--log_dir", str(where / "two" / "launch")]
     process, printed = started([*launch(2), *args, *places(where, "two"), "--folds", "0", "1",
                                 "--no_final_model", "--save_minutes", "0"], "epoch 1/3")
-    children = content(f"/proc/{process.pid}/task/{process.pid}/children").split()
-    (last,) = [int(pid) for pid in children
-               if b"PADDLE_TRAINER_ID=1\0" in content(f"/proc/{int(pid)}/environ")]
-    os.kill(last, signal.SIGKILL)
+    os.kill(launched(process, 1), signal.SIGKILL)
     printed += process.stdout.readlines()
     printed = "".join(printed)
     assert process.wait() and re.search(r"rank=\[[01, ]*1[01, ]*\] was aborted", printed), printed
-    # more processes than students, and a Ctrl-C, which Paddle's launcher passes on as SIGTERM
+    # more processes than students, and a signal to one of them, on which all save and stop
     process, printed = started([*launch(3), "main.py", "--resume", *places(where, "two")],
                                " s: mean ")  # the first epoch: now each saves before it stops
     assert "continues in epoch" in "".join(printed)
-    process.send_signal(signal.SIGINT)
+    os.kill(launched(process, 2), signal.SIGTERM)  # a Ctrl-C in the launcher leaves them 4 s
     process.stdout.read()
     process.wait()
     log = content(where / "two" / "launch" / "workerlog.0").decode()
