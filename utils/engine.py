@@ -133,7 +133,7 @@ def compiled(layer, input_shape, threads=1, half=False):
     except OSError as e:
         raise InputError(f"cannot prepare a network: {e}; Paddle writes to the temporary folder "
                          "and to the user's: make room there, or name others in TMPDIR and HOME "
-                         "(on Windows TMP and USERPROFILE)") from e
+                         "(on Windows TEMP and USERPROFILE)") from e
 
 
 def when_used(make):
