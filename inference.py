@@ -61,11 +61,8 @@ def parse(argv=None):
         if not args.output.lower().endswith((".csv", ".json")):
             raise InputError(f"--output {args.output}: must end in .csv or .json")
         check_new("output", args.output)
-    if args.explain == "":
-        raise InputError("--explain '': the name of the folder is empty")
-    if args.explain and os.path.lexists(args.explain):
-        raise InputError(f"--explain {args.explain}: exists already; name a new folder, or remove "
-                         "it first")
+    if args.explain is not None:
+        check_new("explain", args.explain)
     return args
 
 

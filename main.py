@@ -6,13 +6,13 @@
     python main.py --resume                           # continue after Ctrl-C, a crash, a power cut
 
 The method, in the order of this file. The images are split into K folds; duplicates stay in one.
-A frozen ImageNet ResNet50 is the teacher; each fold has a linear head of it, fitted on the other
-folds. K MobileNetV2 students train side by side on the same stream of batches, student k on
-everything but fold k. They learn from the true labels and from two signals of the teacher: its soft
-labels, how probable it finds each category (--alpha, --temperature), and its features, the 2,048
-numbers from which it tells them apart (--feature_weight). In the report each image is scored once,
-by the student that did not train on it. One more student, the final model, learns beside them from
-all images: it is the one to use. notebooks/method.ipynb shows the same step by step.
+A frozen ImageNet ResNet50 is the teacher; each fold has a linear head on its features, fitted on
+the other folds. K MobileNetV2 students train side by side on the same stream of batches, student k
+on everything but fold k. They learn from the true labels and from two signals of the teacher: its
+soft labels, how probable it finds each category (--alpha, --temperature), and its features, the
+2,048 numbers from which it tells them apart (--feature_weight). In the report each image is scored
+once, by the student that did not train on it. One more student, the final model, learns beside them
+from all images: it is the one to use. notebooks/method.ipynb shows the same step by step.
 """
 from utils.command import run_command
 from utils.settings import parse
@@ -53,7 +53,7 @@ def main(argv=None):
         run.begin(images, fold_of, groups)
 
         teacher = load_teacher(run.teacher_weights, settings, threads)
-        store = open_store(teacher, images, run)  # what the heads need of it, or None
+        store = open_store(teacher, images, run)  # None without --stored_augmentations
         if run.resuming:
             heads, teacher_probs = run.saved_heads
         else:
@@ -85,9 +85,9 @@ def train(students, images, fold_of, teacher, stem, run, store=None):
     """Train the students side by side until each has stopped; `run` logs and saves.
 
     fold_of: int64 [N]; teacher: x -> features [B, 2048]; stem: x -> maps [B, C, H, W]; run: a Run,
-    or anything with its settings, threads, epoch, step, after_step and after_epoch; store: what
-    both networks have computed ahead (utils/store.py). The loss is student_loss in
-    utils/loss.py.
+    or anything with its settings, threads, epoch, step, after_step and after_epoch; store: outputs
+    of both frozen networks that are on the disk (utils/store.py), or None. The loss is student_loss
+    in utils/loss.py.
     """
     settings, threads = run.settings, run.threads
     with student_threads(threads) as pool:

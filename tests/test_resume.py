@@ -150,7 +150,8 @@ def test_a_checkpoint_runs_no_code(settings, tmp_path):
 
 
 def test_images_folds_and_weights_must_be_as_they_were(settings, folder, tmp_path, capsys):
-    where, weights = str(tmp_path), ("w.pdparams", {"a": np.arange(5.0)})
+    where = str(tmp_path)
+    weights = [(name, {"a": np.arange(5.0)}) for name in ("teacher.pdparams", "student.pdparams")]
     settings.folds = (0, 2)
 
     def load():
@@ -166,9 +167,11 @@ def test_images_folds_and_weights_must_be_as_they_were(settings, folder, tmp_pat
     np.testing.assert_array_equal(teacher_probs, np.eye(27, 3))
     resume.load_start(where, images, fold_of, weights, 4)
     assert "this run began with threads 2, now it is 4" in capsys.readouterr().out
-    with pytest.raises(InputError, match="w.pdparams holds other weights"):
-        other = ("w.pdparams", {"a": np.arange(5.0) + 1e-9})
-        resume.load_start(where, images, fold_of, other, 2)
+    for i, (name, _) in enumerate(weights):
+        other = [*weights]
+        other[i] = (name, {"a": np.arange(5.0) + 1e-9})
+        with pytest.raises(InputError, match=f"{name} holds other weights"):
+            resume.load_start(where, images, fold_of, other, 2)
     with pytest.raises(InputError, match="other folds"):
         resume.load_start(where, images, np.roll(fold_of, 1), weights, 2)
     path = os.path.join(folder, "glass", "3.png")

@@ -1,5 +1,6 @@
 """Real runs that are stopped, killed, short of disk or of memory, or in each other's way."""
 import contextlib
+import errno
 import glob
 import json
 import os
@@ -17,6 +18,7 @@ from real_runs import LINUX, WINDOWS, assert_same_end, places, started
 from tiny import content
 from utils.errors import InputError
 from utils.files import write_whole
+from utils.run.run import Run
 
 
 @pytest.mark.skipif(WINDOWS, reason="signals of Unix")
@@ -164,6 +166,18 @@ def test_a_full_disk_ends_the_run_with_one_line_and_what_was_there_stays(whole, 
         assert all(zipfile.ZipFile(file).testzip() is None for file in files)
     finally:
         subprocess.run(["umount", "-l", str(small)], check=True)
+
+
+@pytest.mark.parametrize("error, message", [
+    (OSError("cache.npy was cut short during the run"), "cache.npy was cut short during the run"),
+    (OSError(errno.ENOSPC, "No space left on device"), ".*No space left on device: 'logs/x'"),
+    (OSError(errno.ENOSPC, "No space left on device", "f.csv"), ".*No space left.*: 'f.csv'"),
+])
+def test_an_error_of_a_file_says_what_and_where(error, message):
+    run = Run({})
+    run.folder, run.hint = "logs/x", "to continue: python main.py --resume logs/x"
+    with pytest.raises(InputError, match=f"^{message}; {run.hint}$"):
+        run.__exit__(type(error), error, None)
 
 
 @pytest.mark.skipif(not LINUX, reason="needs a limit of memory")

@@ -43,7 +43,7 @@ def last_line(error):
 class World:
     """The processes of this run; without paddle.distributed.launch there is one."""
     rank, size = 0, 1
-    local_rank, local_size = 0, 1  # among the processes of this machine
+    local_size = 1                 # processes on this machine
     lost = ""                      # which process has ended or has no heartbeat, and why
     arrived = passed = rounds = 0  # barriers reached by this process, by all; heartbeats sent
     farewell = ""                  # why this process ends, for the others
@@ -62,7 +62,6 @@ class World:
         self.rank, self.size = dist.get_rank(), dist.get_world_size()
         endpoints = os.environ["PADDLE_TRAINER_ENDPOINTS"].split(",")
         hosts = [e.rsplit(":", 1)[0] for e in endpoints]
-        self.local_rank = hosts[:self.rank].count(hosts[self.rank])
         self.local_size = hosts.count(hosts[self.rank])
         if "MASTER_ADDR" in os.environ and "MASTER_PORT" in os.environ:  # Paddle prefers them, too
             host, port = os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"]

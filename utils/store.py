@@ -84,7 +84,7 @@ class File:
     """The outputs of one frozen network in the store: a .npy file, and .json with its progress."""
 
     def __init__(self, folder, name, content, length, network):
-        """content: all that decides the outputs, x -> outputs, of all rows."""
+        """content: all that decides the outputs; length: rows; network: x -> outputs."""
         self.name, self.length, self.network = name, length, network
         key = hashlib.sha256(json.dumps([name, content]).encode()).hexdigest()[:24]
         self.path = os.path.join(folder, key + ".npy")
@@ -124,10 +124,10 @@ class File:
 def open_store(teacher, images, run):
     """The Store of --stored_augmentations; None without that option.
 
-    It has what the heads need, and all its space on the disk; Store.fill computes the rest, once it
-    is known that the teacher is of use. teacher: x -> features [B, D]; run: a Run, or anything with
-    its settings, threads, teacher_weights and student_weights. All processes call this. Raises
-    InputError as Store.fill does.
+    What the heads need is computed here, and the space for all of it taken on the disk; Store.fill
+    computes the rest, once check_teacher has accepted the teacher. teacher: x -> features [B, D];
+    run: a Run, or anything with its settings, threads, teacher_weights and student_weights. All
+    processes call this. Raises InputError as Store.fill does.
     """
     settings = run.settings
     count, side, depth = (settings.stored_augmentations, settings.image_size,
@@ -242,8 +242,10 @@ def make_files(files, shapes, folder, settings):
 
 @contextlib.contextmanager
 def one_writer(folder):
-    """Whether this process writes here: one of this run does, on each machine that has the folder
-    to itself. Waits for other runs."""
+    """Whether this process is the one of this run that writes to the folder; waits for other runs.
+
+    Machines with a folder of their own have a writer each.
+    """
     os.makedirs(folder, exist_ok=True)
     lock = filelock.FileLock(os.path.join(folder, ".filling.lock"))
     run, writer = world.broadcast(uuid.uuid4().hex), os.path.join(folder, ".filling.json")

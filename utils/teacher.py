@@ -40,7 +40,7 @@ def load_teacher(weights, settings, threads):
         if arrays:
             load_into(backbone.resnet, arrays, source)
         return compiled(backbone, [3, settings.image_size, settings.image_size], threads, half)
-    # a full store needs no network; else now, since the first step should not keep a signal waiting
+    # A full store may need no network; else now, so that Ctrl-C need not wait for it in a step
     return when_used(load) if settings.stored_augmentations else load()
 
 

@@ -247,7 +247,7 @@ def finish_epoch(students, probabilities, images, fold_of, order, epoch):
             latest = [s.history[-1] for s in students if s.is_fold and s.history]
             if latest:
                 scores |= {key: np.mean([h[key] for h in latest]).item()
-                           for key in latest[0].keys() - scores.keys()}
+                           for key in latest[0] if key not in scores}
             else:
                 student.failed = f"epoch {epoch + 1}: no fold has a score"
         if student.failed:

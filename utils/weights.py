@@ -153,11 +153,10 @@ def checksum(arrays, about):
 def read_student(path):
     """(the JSON beside a weights file, {name: array}).
 
-    Raises InputError as read_about and read_arrays do, and if the two do not belong together; files
-    of earlier versions have no checksum, and are trusted.
+    Raises InputError as read_about and read_arrays do, and if the two do not belong together.
     """
     about, arrays = read_about(path), read_arrays(path)
-    if "checksum" in about and about["checksum"] != checksum(arrays, about):
+    if about.get("checksum") != checksum(arrays, about):
         raise InputError(f"{path} and {about_path(path)} do not belong together: one of them is of "
                          "another student; copy both files from one run again (if a run is just "
                          "writing there, try again)")

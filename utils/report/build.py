@@ -165,11 +165,11 @@ def make_report(folder):
         raise InputError(f"{folder} has no finished run of this version in it ({e}); name one such "
                          "as logs/20260101-120000") from e
     report = build_report(predictions, results, settings, total)
-    notes = [*results.get("notes", []),  # none in runs of earlier versions
+    notes = [*results["notes"],
              *student_notes(predictions, report["headline"], settings, history),
              *teacher_notes(report, settings)]
-    report |= {"run": results.get("run") or os.path.basename(os.path.abspath(folder)),
-               "versions": versions, "failed": results["failed"], "notes": notes}
+    report |= {"run": results["run"], "versions": versions, "failed": results["failed"],
+               "notes": notes}
     text = report_text(report)
     write_json(path("report.json"), report)
     with open(path("report.txt"), "w", encoding="utf-8", errors="backslashreplace") as f:

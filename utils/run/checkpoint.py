@@ -109,7 +109,7 @@ def student_arrays(student):
 
 
 def set_student(student, scores, arrays, source):
-    """Undo student_arrays: put a student into the state that they describe."""
+    """The inverse of student_arrays: put a student into the state of these scores and arrays."""
     if any(key.startswith("optimizer.") for key in arrays):
         # Paddle creates the moments in a step: take one, then overwrite everything
         trainable = [p for layer in student.layers.values() for p in layer.parameters()

@@ -81,7 +81,8 @@ class Log:
                     self.writer(name).add_scalar(tag, scores[key], scores["epoch"])
 
     def time(self, epoch, seconds):
-        """`seconds` were spent until `epoch` epochs were done; 0: everything before the first."""
+        """What epoch `epoch`, from 1, took; 0: everything before the first. A resumed run adds its
+        preparation, under the number of epochs done before."""
         path = os.path.join(self.folder, "seconds.csv")
         header = [] if os.path.exists(path) else [("epoch", "seconds")]
         with open(path, "a", newline="", encoding="utf-8") as f:
@@ -149,8 +150,7 @@ class Log:
             against = report.get("student_against_control") or {}
             metrics |= {f"result/{key}": against[key] for key in ("errors_removed", "mcnemar_p")
                         if against.get(key) is not None}
-            settings = {key: "all" if value in ((), []) else
-                        value if type(value) in (int, float) else printable(str(value))
+            settings = {key: value if type(value) in (int, float) else printable(str(value))
                         for key, value in report["settings"].items()}
             writer = self.writer("result")  # VisualDL's table of runs: settings beside figures
             writer.add_hparams(hparams_dict=settings, metrics_list=list(metrics))

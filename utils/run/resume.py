@@ -90,7 +90,7 @@ def is_finished(folder):
 
 def finish(folder):
     """The report is written: the run is finished, and what --resume needs is removed."""
-    for path in checkpoints(folder):  # first, so that a kill leaves none that is incomplete
+    for path in checkpoints(folder):  # first: after a kill, none counts that is half deleted
         os.remove(os.path.join(path, "complete"))
     for path in glob.glob(os.path.join(glob.escape(folder), "checkpoint-*")):
         shutil.rmtree(path)
@@ -111,20 +111,23 @@ def record_run(folder, settings, images, fold_of, groups):
         write_csv(os.path.join(folder, f"{name}.csv"), header, rows)
 
 
-def save_start(folder, images, fold_of, heads, teacher_probs, notes, teacher_weights, threads):
-    """Write start.npz: what a resumed run must find unchanged, and need not compute again."""
+def save_start(folder, images, fold_of, heads, teacher_probs, notes, weights, threads):
+    """Write start.npz: what a resumed run must find unchanged, and need not compute again.
+
+    weights: the teacher's and the student's, of utils.weights.imagenet_weights.
+    """
     about = dict(paths=images.paths, categories=images.categories, notes=notes,
-                 teacher_weights=digest(teacher_weights[1]), machine=machine(threads))
+                 weights=[digest(a) for _, a in weights], machine=machine(threads))
     arrays = {f"head{k}.{name}": a for k, h in heads.items() for name, a in h._asdict().items()}
     write_npz(os.path.join(folder, "start.npz"), about, dict(
         labels=images.labels, checksums=images.checksums, fold_of=fold_of,
         teacher_probs=teacher_probs, **arrays))
 
 
-def load_start(folder, images, fold_of, teacher_weights, threads):
+def load_start(folder, images, fold_of, weights, threads):
     """(heads, teacher_probs, notes) of a run.
 
-    Raises InputError if images, folds or the teacher's weights are not what they were.
+    Raises InputError if images, folds or ImageNet weights are not what they were.
     """
     about, arrays = read_npz(os.path.join(folder, "start.npz"))
     for key, value in machine(threads).items():
@@ -147,9 +150,9 @@ def load_start(folder, images, fold_of, teacher_weights, threads):
         raise InputError("the images are divided into other folds than when this run began "
                          "(--groups, or another version of scikit-learn or of this program); start "
                          "a new run")
-    if about["teacher_weights"] != digest(teacher_weights[1]):
-        raise InputError(f"{teacher_weights[0]} holds other weights than those that this run began "
-                         "with")
+    for (source, a), before in zip(weights, about.get("weights", ())):
+        if digest(a) != before:
+            raise InputError(f"{source} holds other weights than those that this run began with")
     folds = sorted({int(key.split(".")[0][len("head"):]) for key in arrays
                     if key.startswith("head")})
     heads = {k: Head(*(arrays[f"head{k}.{name}"] for name in Head._fields)) for k in folds}

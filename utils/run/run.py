@@ -21,7 +21,7 @@ from utils.images.dataset import find_categories
 from utils.images.duplicates import duplicate_rows, oversized_group
 from utils.report.build import make_report, write_results
 from utils.report.cost import cost
-from utils.report.text import summary
+from utils.report.text import report_text, summary
 from utils.run import resume
 from utils.run.checkpoint import check_space, load_checkpoint, save_checkpoint
 from utils.run.log import Log, NoLog, print_duplicates, print_epoch, print_plan
@@ -121,7 +121,8 @@ class Run:
         check_room(settings, len(images.categories), self.resuming)
         if self.resuming:
             *self.saved_heads, self.notes = resume.load_start(
-                self.folder, images, fold_of, self.teacher_weights, self.threads)
+                self.folder, images, fold_of, (self.teacher_weights, self.student_weights),
+                self.threads)
         else:
             folder = None
             if world.rank == 0:
@@ -158,13 +159,13 @@ class Run:
         """Keep what a resumed run need not compute again."""
         if world.rank == 0:
             resume.save_start(self.folder, self.images, self.fold_of, heads, teacher_probs,
-                              self.notes, self.teacher_weights, self.threads)
+                              self.notes, (self.teacher_weights, self.student_weights),
+                              self.threads)
 
     def start(self, students):
         """Load the newest checkpoint of a resumed run into the students, or save a first one."""
         self.students = students
         check_space(self.folder, students)
-        self.hint = f"to continue: python {here('main.py')} --resume {quoted(self.folder)}"
         if world.rank == 0:
             moved = move_earlier_weights(self.settings.save_dir, but=self.name)
             if moved:
@@ -180,6 +181,7 @@ class Run:
         else:
             self.checkpoint = None
             self._save(0, 0)
+        self.hint = f"to continue: python {here('main.py')} --resume {quoted(self.folder)}"
         print0("each epoch: loss and accuracy in training | in validation; * a new best epoch, "
                "whose weights are saved")
         self.signals.deferred = True
@@ -257,8 +259,7 @@ class Run:
             use = weights_path(settings, settings.num_folds)
             update_about(use, **{key: final[key] for key in (
                 "temperature", "expected_accuracy", "expected_interval")})
-        with open(os.path.join(self.folder, "report.txt"), encoding="utf-8") as f:
-            print("\n" + f.read())
+        print("\n" + report_text(report))
         self.log.results(report)
         resume.finish(self.folder)
         self.hint = ""
@@ -288,7 +289,8 @@ class Run:
             if self.hint:
                 print(self.hint, file=sys.stderr)
             return
-        if isinstance(error, OSError) and not error.filename:  # a full disk does not name itself
+        # a full disk does not name itself
+        if isinstance(error, OSError) and error.errno and self.folder and not error.filename:
             error.filename = self.folder
         if isinstance(error, MemoryError):
             error = ("out of memory; lower --batch_size or --image_size in a new run, or close "
