@@ -83,12 +83,11 @@ class World:
                 if told < self.arrived:
                     told += 1
                     self.store.add(f"barrier{told}", 1)
-                if self.passed < told and self.store.add(f"barrier{told}", 0) == self.size:
-                    self.passed = told
                 if self.farewell:
                     self.store.set("farewell", self.farewell)
                     self.store.add("ended", 1)
                     return
+                ended = 0
                 if time.monotonic() >= next_beat:
                     next_beat = time.monotonic() + 1
                     for rank, before in enumerate(heard):
@@ -97,11 +96,15 @@ class World:
                         if missed[rank] > HEARTBEAT_TIMEOUT:
                             self.lost = (f"process {rank} sent no heartbeat for "
                                          f"{HEARTBEAT_TIMEOUT} s")
-                    if self.store.add("ended", 0):
-                        self.lost = self.store.get("farewell").decode()
+                    ended = self.store.add("ended", 0)
                     if on_gpu():
                         # waiting for a GPU whose peer is lost may hold the interpreter's lock
                         faulthandler.dump_traceback_later(HEARTBEAT_TIMEOUT + 2 * GRACE, exit=True)
+                # after `ended` is read: a process may pass a barrier and end at once
+                if self.passed < told and self.store.add(f"barrier{told}", 0) == self.size:
+                    self.passed = told
+                if ended:
+                    self.lost = self.store.get("farewell").decode()
                 self.rounds += 1
                 time.sleep(POLL)
         except (RuntimeError, ValueError, OSError):
