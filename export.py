@@ -231,7 +231,8 @@ def compare(name, path, x, expected):
     alone, batch = milliseconds(run, x[:1]), milliseconds(run, np.resize(x, (16, *x.shape[1:])))
     size = os.path.getsize(path) / 1e6
     print(f"{name:12}{size:8.2f}{alone:16.2f}{batch:12.2f}{difference:22.1e}")
-    if name != "int8" and not difference <= TOLERANCE:  # or it is not finite
+    same = (found.argmax(1) == expected.argmax(1)).all() and difference <= TOLERANCE
+    if name != "int8" and not same:
         raise InputError(f"the {name} export predicts differently from its students, by "
                          f"{difference:.1e}; not kept")
 

@@ -182,7 +182,7 @@ def test_students_of_several_runs_name_all_of_them(sample, tmp_path):
     (["--model_path", "nowhere.pdparams"], "nowhere.pdparams does not exist"),
     (["--output", "answers.txt"], "must end in .csv or .json"),
     (["--output", ""], "must end in .csv or .json"),  # of a variable that is not set
-    (["--explain", ""], "--explain : exists already"),
+    (["--explain", ""], "--explain '': the name is empty"),
     (["--batch_size", "0"], "--batch_size 0"),
     (["--min_confidence", "1.5"], "--min_confidence 1.5: must be at least 0 and at most 1"),
     (["--min_confidence", "nan"], "--min_confidence nan"),

@@ -40,7 +40,7 @@ def test_several_processes_one_killed_then_all_stopped_the_run_ends_the_same(who
     process, printed = started([*launch(3), "main.py", "--resume", *places(where, "two")],
                                " s: mean ")  # the first epoch: now each saves before it stops
     assert "continues in epoch" in "".join(printed)
-    os.kill(launched(process, 2), signal.SIGTERM)  # a Ctrl-C in the launcher leaves them 4 s
+    os.kill(launched(process, 2), signal.SIGTERM)  # after a Ctrl-C the launcher kills in 4 s
     process.stdout.read()
     process.wait()
     log = content(where / "two" / "launch" / "workerlog.0").decode()

@@ -135,7 +135,8 @@ def test_weights_beside_another_json_are_refused(tmp_path):
         save_weights(path, arrays_of(Student(2)), ABOUT)
         load_students([path])
     first = read_about(paths[0])
-    for wrong in ({**first, "run": "another"}, read_about(paths[1])):
+    without = {key: value for key, value in first.items() if key != "checksum"}
+    for wrong in ({**first, "run": "another"}, read_about(paths[1]), without):
         (tmp_path / "best_model_fold0.json").write_text(json.dumps(wrong))
         with pytest.raises(InputError, match="fold0.pdparams and .*fold0.json do not belong"):
             load_students(paths[:1])

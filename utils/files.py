@@ -87,7 +87,9 @@ def check_writable(option, folder):
 def check_new(option, path):
     """Raises InputError that names the option unless `path` is free and can be created."""
     parent = os.path.dirname(os.path.abspath(path))
-    if os.path.lexists(path or "."):
+    if not path:
+        raise InputError(f"--{option} '': the name is empty")
+    if os.path.lexists(path):
         raise InputError(f"--{option} {path}: exists already; choose another name, or remove it "
                          "first")
     if not os.path.isdir(parent):

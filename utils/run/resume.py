@@ -90,7 +90,7 @@ def is_finished(folder):
 
 def finish(folder):
     """The report is written: the run is finished, and what --resume needs is removed."""
-    for path in checkpoints(folder):  # first: after a kill, none counts that is half deleted
+    for path in checkpoints(folder):  # first: what a kill leaves half deleted does not count
         os.remove(os.path.join(path, "complete"))
     for path in glob.glob(os.path.join(glob.escape(folder), "checkpoint-*")):
         shutil.rmtree(path)
@@ -150,7 +150,7 @@ def load_start(folder, images, fold_of, weights, threads):
         raise InputError("the images are divided into other folds than when this run began "
                          "(--groups, or another version of scikit-learn or of this program); start "
                          "a new run")
-    for (source, a), before in zip(weights, about.get("weights", ())):
+    for (source, a), before in zip(weights, about["weights"]):
         if digest(a) != before:
             raise InputError(f"{source} holds other weights than those that this run began with")
     folds = sorted({int(key.split(".")[0][len("head"):]) for key in arrays
