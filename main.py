@@ -53,7 +53,8 @@ def main(argv=None):
         run.begin(images, fold_of, groups)
 
         teacher = load_teacher(run.teacher_weights, settings, threads)
-        store = open_store(teacher, images, run)  # None without --stored_augmentations
+        # what both frozen networks compute of augmented images; None: new ones in every epoch
+        store = open_store(teacher, images, run, run.is_default("stored_augmentations"))
         if run.resuming:
             heads, teacher_probs = run.saved_heads
         else:
@@ -102,7 +103,7 @@ def train(students, images, fold_of, teacher, stem, run, store=None):
 
             for batch in train_batches(images, fold_of, order, settings, epoch, first_step,
                                        threads, store):
-                # The frozen networks see the same mixed images, once for all students
+                # What the frozen networks make of the mixed images, once for all students
                 features = batch.outputs("features", teacher) if uses_teacher else None
                 maps = batch.outputs("maps", stem)
                 list(pool.map(lambda s: train_step(s, batch, features, maps), own))

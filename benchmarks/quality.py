@@ -60,7 +60,9 @@ def plan(settings, wanted):
     """The passes: [(settings of the batches, {arm: its settings})], of the `wanted` arms or all."""
     def but(**changes):
         return dataclasses.replace(settings, **changes)
-    no_mixup, plain = but(mixup_alpha=0.0), but(**dict.fromkeys(settings.augmentation, 0))
+    no_mixup = but(mixup_alpha=0.0)
+    plain = but(**dict.fromkeys(settings.augmentation, 0),  # all versions of an image are the same
+                stored_augmentations=min(settings.stored_augmentations, 1))
     low_rate = but(base_lr=settings.base_lr / 10)
     passes = [
         (settings, {DEFAULT: settings, CONTROL: settings.without_teacher(),
@@ -73,9 +75,9 @@ def plan(settings, wanted):
         (no_mixup, {"no mixup": no_mixup, "no mixup, no teacher": no_mixup.without_teacher()}),
         (plain, {"no augmentation": plain,
                  "no augmentation, no teacher": plain.without_teacher()})]
-    for count in (4, 8, 16):
+    for count in sorted({0, 4, 8, 16} - {settings.stored_augmentations}):
         stored = but(stored_augmentations=count)
-        passes.append((stored, {f"{count} stored augmentations": stored}))
+        passes.append((stored, {f"{count or 'no'} stored augmentations": stored}))
     known = [arm for _, arms in passes for arm in arms]
     if set(wanted) - set(known):
         raise InputError(f"--arms {' '.join(map(repr, wanted))}: there are only "

@@ -1,7 +1,7 @@
 """Minutes to an accuracy: finished runs of main.py, and beside them the original's way.
 
-    python main.py --data_dir DIR --log_dir fresh                              # then the same with
-    python main.py --data_dir DIR --log_dir stored --stored_augmentations 8
+    python main.py --data_dir DIR --log_dir fresh --stored_augmentations 0     # then the same with
+    python main.py --data_dir DIR --log_dir stored
     python benchmarks/time_to_accuracy.py fresh/RUN stored/RUN                 # RUN: its folder
 
 Prints a table and draws docs/time-to-accuracy.png. The accuracy after an epoch is that of all

@@ -77,7 +77,7 @@ def settings(tmp_path, folder):
     return Settings(data_dir=folder, image_size=32, num_folds=3, batch_size=4, num_epochs=2,
                     warmup_epochs=1, base_lr=1e-3, cache_dir=str(tmp_path / "cache"),
                     log_dir=str(tmp_path / "logs"), save_dir=str(tmp_path / "saved"),
-                    teacher_weights=RANDOM, student_weights=RANDOM)
+                    teacher_weights=RANDOM, student_weights=RANDOM, stored_augmentations=0)
 
 
 def read_rows(path):

@@ -8,6 +8,8 @@ import socket
 import subprocess
 import sys
 
+import pytest
+
 from conftest import ROOT
 from tiny import content
 
@@ -17,6 +19,19 @@ LINUX = sys.platform.startswith("linux")
 
 def places(where, name):
     return ["--log_dir", str(where / name / "logs"), "--save_dir", str(where / name / "saved")]
+
+
+@contextlib.contextmanager
+def disk(folder, options):
+    """A small disk of its own at `folder`; without the right to mount one the test is skipped."""
+    folder.mkdir(exist_ok=True)
+    mount = ["mount", "-t", "tmpfs", "-o", options, "none", str(folder)]
+    if WINDOWS or subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("no right to mount a tmpfs")
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", "-l", str(folder)], check=True)
 
 
 def as_a_terminal():

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from conftest import LOAD, ROOT, load, write_image
+from real_runs import disk
 from utils.errors import InputError
 from utils.images import cache as cache_module
 from utils.images import dataset
@@ -136,14 +137,8 @@ def test_two_runs_decode_one_after_the_other_and_leave_no_unfinished_files(folde
     assert sorted(n.split(".", 1)[1] for n in os.listdir(cache)) == ["decoding.lock", "json", "npy"]
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="needs a small tmpfs")
 def test_a_disk_that_fills_while_images_are_stored_is_one_line(folder, tmp_path, monkeypatch):
-    cache = tmp_path / "cache"
-    cache.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=80k", "none", str(cache)]
-    if subprocess.run(mount, capture_output=True).returncode:
-        pytest.skip("no right to mount a tmpfs")
-    try:
+    with disk(tmp_path / "cache", "size=80k") as cache:
         with pytest.raises(InputError, match="image cache needs 0.00 GB .*--cache_dir"):
             load(folder, cache)
         monkeypatch.setattr(cache_module, "make_room", lambda *_: None)  # the disk fills later
@@ -151,8 +146,6 @@ def test_a_disk_that_fills_while_images_are_stored_is_one_line(folder, tmp_path,
                                              " --cache_dir"):
             load(folder, cache)
         assert os.listdir(cache) == [".decoding.lock"]
-    finally:
-        subprocess.run(["umount", "-l", str(cache)], check=True)
 
 
 @pytest.mark.parametrize("windows", [False, True])

@@ -1,18 +1,21 @@
 """The store of --stored_augmentations is filled once, even if interrupted, or refused in time."""
+import errno
 import glob
 import os
+import re
 import shutil
 import subprocess
 import sys
 import threading
 import time
+from contextlib import nullcontext
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from conftest import ROOT, write_image
-from real_runs import LINUX, two_processes
+from real_runs import LINUX, disk, two_processes
 from tiny import RANDOM, Counted, Cut, content, opened, tiny_teacher, train_tiny
 from utils import store as store_module
 from utils.errors import InputError
@@ -192,6 +195,65 @@ def test_a_full_disk_is_refused_with_numbers(versions, monkeypatch):
                                          "free; .*--cache_dir, or fewer of them"):
         opened(versions, counted)
     assert counted.images == 1
+
+
+@pytest.mark.parametrize("problem", ["little room", "quota", "read-only"])
+def test_a_store_that_nobody_asked_for_gives_way(versions, monkeypatch, capsys, tmp_path, problem):
+    """And one that was asked for is refused, with one line."""
+    def full(*_):
+        raise OSError(errno.EDQUOT, "Disk quota exceeded")
+
+    def open_one(optional, notes=None):
+        run = SimpleNamespace(settings=versions, threads=2, teacher_weights=RANDOM,
+                              student_weights=RANDOM, notes=notes)
+        return open_store(tiny_teacher(), images, run, optional)
+    images, message, notes = load_images(versions), "Disk quota exceeded; .*--cache_dir", []
+    if problem == "little room":  # for checkpoints something must be left
+        usage = shutil.disk_usage(tmp_path)
+        monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=4e9))
+        assert open_one(optional=False).names == ["features", "maps"]
+        shutil.rmtree(os.path.join(versions.cache_dir, "stored"))
+        message = "0.00 GB beside 4 GB that should stay free, and .* has 4.00 GB free; .*--cache_d"
+    elif problem == "quota":
+        if not hasattr(os, "posix_fallocate"):
+            pytest.skip("files are not reserved here")
+        monkeypatch.setattr(os, "posix_fallocate", full)
+    with disk(tmp_path / "read-only", "ro") if problem == "read-only" else nullcontext() as place:
+        if place:
+            versions.cache_dir, message = str(place), "no permission to write; .*--cache_dir"
+        if problem != "little room":
+            with pytest.raises(InputError, match=message):
+                open_one(optional=False)
+        assert open_one(optional=True, notes=notes) is None
+    assert versions.stored_augmentations == 0 and not stored_files(versions)
+    assert re.search(message, notes[0]) and f"note: {notes[0]}\n" in capsys.readouterr().out
+
+
+def test_the_oldest_stores_make_room_on_a_disk_that_is_short(versions, monkeypatch):
+    opened(versions)
+    first, usage = stored_files(versions), shutil.disk_usage(versions.cache_dir)
+    needed = sum(map(os.path.getsize, first))
+
+    def left(_):
+        taken = sum(map(os.path.getsize, stored_files(versions)))
+        return usage._replace(free=2**20 + 1.5 * needed - taken)
+    monkeypatch.setattr(shutil, "disk_usage", left)
+    versions.seed += 1
+    opened(versions)
+    assert len(stored_files(versions)) == 2 and not set(first) & set(stored_files(versions))
+    versions.stored_augmentations = 9  # nothing that could be deleted is enough: nothing is
+    with pytest.raises(InputError, match="--cache_dir, or fewer of them"):
+        opened(versions)
+    assert len(stored_files(versions)) == 2
+
+
+def test_a_store_whose_space_is_taken_is_filled_whatever_the_limit(versions, monkeypatch):
+    with pytest.raises(Cut):
+        opened(versions, Counted(1 + 16 * 3))
+    usage = shutil.disk_usage(versions.cache_dir)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=0))
+    versions.store_gb = 1e-6
+    assert opened(versions)[0].names == ["features", "maps"]
 
 
 def test_what_no_float16_can_hold_is_refused(versions):

@@ -11,6 +11,7 @@ import pytest
 
 import main
 from conftest import ROOT, SHORT, read_rows, run_program
+from real_runs import disk
 from utils import cores, processor
 from utils.errors import InputError
 from utils.files import here
@@ -80,17 +81,14 @@ def test_the_report_can_be_made_again_from_the_files_of_the_run(sample, tmp_path
 @pytest.fixture
 def closed(tmp_path):
     """A folder that this user cannot write into."""
+    if hasattr(os, "geteuid") and os.geteuid() == 0:  # who may write wherever a disk allows it
+        with disk(tmp_path / "closed", "ro") as folder:
+            yield folder
+        return
     folder = tmp_path / "closed"
     folder.mkdir()
-    root = hasattr(os, "geteuid") and os.geteuid() == 0
-    mount = ["mount", "-t", "tmpfs", "-o", "ro", "none", str(folder)]
-    if not root:
-        folder.chmod(0o555)
-    elif subprocess.run(mount, capture_output=True).returncode:
-        pytest.skip("no right to mount a tmpfs")
+    folder.chmod(0o555)
     yield folder
-    if root:
-        subprocess.run(["umount", "-l", str(folder)], check=True)
     folder.chmod(0o755)
 
 
@@ -158,6 +156,13 @@ def test_wrong_use_of_main(tmp_path, monkeypatch, capsys, args, message):
     assert not os.listdir(tmp_path)  # found before anything was written
 
 
+def test_stored_augmentations_are_no_more_than_epochs_and_none_without_frozen_blocks():
+    for given, expected in (({}, 8), ({"num_epochs": 3}, 3), ({"freeze_depth": 0}, 0),
+                            ({"num_epochs": 3, "freeze_depth": 0, "stored_augmentations": 4}, 4)):
+        assert new_settings(given).stored_augmentations == expected
+    assert new_settings({}, sample=True).stored_augmentations == 0
+
+
 def test_a_default_warm_up_gives_way_to_few_epochs():
     assert [new_settings({"num_epochs": n}).warmup_epochs for n in (3, 20, 50, 500)] == [0, 2, 5, 5]
     assert new_settings({"num_epochs": 3, "warmup_epochs": 2}).warmup_epochs == 2
@@ -223,6 +228,33 @@ def test_a_batch_is_no_larger_than_its_folds_and_a_small_category_can_be_left_ou
         known = json.load(f)  # as it was typed: the same command with --resume is accepted
     assert known["batch_size"] == 500 and known["categories"] == ["cans", "glass", "纸"]
     assert os.path.samefile(here("inference.py"), os.path.join(ROOT, "inference.py"))
+
+
+def test_augmentations_are_stored_where_there_is_room_and_a_resumed_run_keeps_to_that(
+        folder, compiled_once, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(main, "train", lambda *_: 1 / 0)
+    small, args = ["--store_gb", "1e-6"], [*SHORT, "--data_dir", "set", "--teacher_weights",
+                                           "random", "--student_weights", "random"]
+
+    def stored(*args):
+        """What a run records, how many files it leaves, and what it says about them."""
+        with pytest.raises(ZeroDivisionError):
+            main.main([*args])
+        newest = max(glob.glob("logs/*/settings.json"))
+        with open(newest, encoding="utf-8") as f:
+            known = json.load(f)["stored_augmentations"]
+        return known, len(glob.glob("data/cache/stored/*.npy")), capsys.readouterr().out
+
+    with pytest.raises(InputError, match="--stored_augmentations 2: they take .* more than --st"):
+        main.main([*args, *small, "--stored_augmentations", "2"])
+    known, files, printed = stored(*args, *small)
+    assert (known, files) == (0, 0)
+    assert "note: --stored_augmentations 3: they take " in printed
+    assert "this run makes new augmentations in every epoch" in printed
+    assert stored("--resume", "--store_gb", "1")[:2] == (0, 0)
+    known, files, printed = stored(*args)
+    assert (known, files) == (3, 2) and "new augmentations" not in printed  # of three epochs
 
 
 def test_main_keeps_an_earlier_run_and_says_so(sample, compiled_once, tmp_path, capsys):

@@ -14,7 +14,7 @@ import pytest
 
 import main
 from conftest import ROOT, run_program
-from real_runs import LINUX, WINDOWS, assert_same_end, places, started
+from real_runs import LINUX, WINDOWS, assert_same_end, disk, places, started
 from tiny import content
 from utils.errors import InputError
 from utils.files import write_whole
@@ -115,13 +115,9 @@ def test_a_closed_output_ends_a_run_without_a_traceback(whole):
     assert done.returncode == 0 and done.stderr == b""
 
 
-@pytest.mark.skipif(WINDOWS, reason="needs a small tmpfs")
 def test_a_disk_too_small_for_the_weights_is_named_before_training(whole, tmp_path):
     where, args, *_ = whole
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8m", "none", str(tmp_path)],
-                      capture_output=True).returncode:
-        pytest.skip("no right to mount a tmpfs")
-    try:
+    with disk(tmp_path, "size=8m"):
         with pytest.raises(InputError, match="weights of this run take 7. MB and .* has 8 MB free; "
                                              ".* --save_dir"):
             main.main([*args[1:], *places(where, "tiny"), "--save_dir", str(tmp_path)])
@@ -131,19 +127,11 @@ def test_a_disk_too_small_for_the_weights_is_named_before_training(whole, tmp_pa
                 f.write(bytes(2**16))
         with pytest.raises(OSError, match="No space left on device: '.*weights'"):
             write_whole(str(tmp_path / "weights"), lambda f: f.write(b"1"))
-    finally:
-        subprocess.run(["umount", "-l", str(tmp_path)], check=True)
 
 
-@pytest.mark.skipif(WINDOWS, reason="needs a small tmpfs")
 def test_a_full_disk_ends_the_run_with_one_line_and_what_was_there_stays(whole, tmp_path):
     where, args, *_ = whole
-    small = tmp_path / "small"
-    small.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=800m", "none", str(small)]
-    if subprocess.run(mount, capture_output=True).returncode:
-        pytest.skip("no right to mount a tmpfs")
-    try:
+    with disk(tmp_path / "small", "size=800m") as small:
         (small / "logs").mkdir()
         (small / "mine").write_text("mine")
         process, printed = started([*args, "--log_dir", str(small / "logs"),
@@ -164,8 +152,6 @@ def test_a_full_disk_ends_the_run_with_one_line_and_what_was_there_stays(whole, 
         files = glob.glob(os.path.join(os.path.dirname(max(complete)), "*.npz"))
         assert len(files) == 4
         assert all(zipfile.ZipFile(file).testzip() is None for file in files)
-    finally:
-        subprocess.run(["umount", "-l", str(small)], check=True)
 
 
 @pytest.mark.parametrize("error, message", [

@@ -90,10 +90,12 @@ class Settings:
                                  per_student=True)
     mixup_alpha: float = setting(0.2, "parameter of mixup's Beta distribution; 0 switches mixup "
                                  "off", 0, 100)
-    stored_augmentations: int = setting(0, "number of augmented versions of each image, made "
+    stored_augmentations: int = setting(8, "number of augmented versions of each image, made "
                                         "once; what the frozen networks compute of them is kept in "
                                         "cache_dir, and each epoch reads one version; 0: new "
-                                        "augmentations in every epoch", 0, 10000)
+                                        "augmentations in every epoch; unless given, at most "
+                                        "num_epochs, and 0 without room on the disk or with "
+                                        "freeze_depth 0", 0, 10000)
     batch_size: int = setting(16, "images per step and student, rounded so that every fold "
                               "contributes the same number", 2, 65536)
     num_epochs: int = setting(50, "maximum number of epochs", 1, 100000)
@@ -201,12 +203,12 @@ class Settings:
 
 FINAL_MODEL = os.path.join(Settings.save_dir, FINAL)  # what inference, export and serve take
 
-# What --sample changes: images drawn by data/make_sample.py, networks that need no download; the
-# soft labels of an untrained teacher would only hold the students back
+# What --sample changes: images drawn by data/make_sample.py, networks that need no download; soft
+# labels of an untrained teacher, and stored augmentations, would make its students worse
 SAMPLE = dict(data_dir="data/sample", image_size=40, teacher_weights=RANDOM, student_weights=RANDOM,
               freeze_depth=2, dropout=0.0, alpha=1.0, feature_weight=0.3, mixup_alpha=0.0,
-              batch_size=32, num_epochs=24, warmup_epochs=2, base_lr=1e-2, crop_pad=3,
-              brightness=0.1, contrast=0.1, saturation=0.1, hue=0.02, erasing=0.0)
+              stored_augmentations=0, batch_size=32, num_epochs=24, warmup_epochs=2, base_lr=1e-2,
+              crop_pad=3, brightness=0.1, contrast=0.1, saturation=0.1, hue=0.02, erasing=0.0)
 
 # Headings of --help: the first setting below each
 HEADINGS = {"data_dir": "images", "num_folds": "folds", "teacher_weights": "networks",
@@ -271,6 +273,9 @@ def new_settings(given, sample=False):
     settings = Settings(**{**(SAMPLE if sample else {}), **given})
     if "warmup_epochs" not in given:
         settings.warmup_epochs = min(settings.warmup_epochs, settings.num_epochs // 10)
+    if "stored_augmentations" not in given:
+        few = settings.num_epochs if settings.freeze_depth else 0  # no frozen block, little gained
+        settings.stored_augmentations = min(settings.stored_augmentations, few)
     return settings.check()
 
 

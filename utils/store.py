@@ -38,30 +38,44 @@ from utils.weights import arrays_of, digest, new_student
 FORMAT = 1  # raise it when the networks, the augmentations or the files are made differently
 BATCH = 16  # images that a network takes at a time, always: its rounding may depend on the number
 SAVE_SECONDS = 20  # between two records of how far the filling is
+SPARE = 4e9  # bytes of the disk that an optional store leaves free: for checkpoints, and for others
+
+
+class NoRoom(InputError):
+    """The limit or the disk is too small for what is to be stored."""
 
 
 class Store:
     """Features and maps of all versions of N images; `names` says which of the two it has."""
 
-    def __init__(self, files, folder, images, run):
+    def __init__(self, files, folder, images, run, optional=False):
         self.files, self.folder, self.images, self.run = files, folder, images, run
+        self.optional = optional
         self.settings, self.num_images = run.settings, len(images)
         self.of = {file.name: file for file in files}
         self.names = [*self.of]
 
     def fill(self, count=None):
-        """Compute the missing rows of versions 0 to `count` (default: the last). All processes call
-        this. Raises InputError, before anything is computed if the limit or the disk is too small.
+        """Compute the missing rows of versions 0 to `count` (default: the last).
+
+        All processes call this. Raises NoRoom before anything is computed; InputError.
         """
         count = self.settings.stored_augmentations if count is None else count
         wanted = (count + 1) * self.num_images
-        if world.any(any(file.done < wanted for file in self.files)):
-            try:
-                fill(self.files, wanted, self.folder, self.images, self.run)
-            except OSError as e:
-                raise InputError(f"cannot store augmentations in {self.folder}: {e.strerror or e}; "
-                                 "choose another place with --cache_dir, or "
-                                 "--stored_augmentations 0") from e
+        if not world.any(any(file.done < wanted for file in self.files)):
+            return
+        with contextlib.suppress(OSError):
+            os.makedirs(self.folder, exist_ok=True)
+        if world.any(not os.access(self.folder, os.W_OK)):
+            raise NoRoom(self.cannot("no permission to write"))
+        try:
+            fill(self, wanted)
+        except OSError as e:
+            raise InputError(self.cannot(e.strerror or e)) from e
+
+    def cannot(self, why):
+        return (f"cannot store augmentations in {self.folder}: {why}; choose another place with "
+                "--cache_dir, or --stored_augmentations 0")
 
     def versions(self, epoch):
         """The version of each image that an epoch takes, int64 [N], from 1 to V.
@@ -97,10 +111,16 @@ class File:
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError):  # not made, or damaged
             self.rows, self.done = Rows(self.path), read_json(self.about)["done"]
 
+    def remove(self):
+        """Delete both files, if they exist."""
+        self.rows, self.done = None, 0
+        for path in (self.about, self.path):
+            with contextlib.suppress(FileNotFoundError):
+                os.remove(path)
+
     def create(self, shape):
         """Take all the space now: a disk that is full later does not matter."""
-        with contextlib.suppress(FileNotFoundError):
-            os.remove(self.about)  # of rows that are gone
+        self.remove()
         with open(self.path, "wb") as f:
             np.lib.format.write_array_header_1_0(f, dict(
                 descr="<f2", fortran_order=False, shape=(self.length, *shape)))
@@ -121,13 +141,14 @@ class File:
         write_json(self.about, dict(done=self.done))
 
 
-def open_store(teacher, images, run):
-    """The Store of --stored_augmentations; None without that option.
+def open_store(teacher, images, run, optional=False):
+    """The Store of --stored_augmentations; None if that is 0.
 
     What the heads need is computed here, and the space for all of it taken on the disk; Store.fill
     computes the rest, once check_teacher has accepted the teacher. teacher: x -> features [B, D];
-    run: a Run, or anything with its settings, threads, teacher_weights and student_weights. All
-    processes call this. Raises InputError as Store.fill does.
+    run: a Run, or anything with its settings, threads, teacher_weights and student_weights.
+    optional: leave SPARE of the disk free, and without room say so, set the option to 0 and return
+    None. All processes call this. Raises NoRoom and InputError as Store.fill does.
     """
     settings = run.settings
     count, side, depth = (settings.stored_augmentations, settings.image_size,
@@ -154,19 +175,29 @@ def open_store(teacher, images, run):
                "are used again")
     elif 0 < done < length:
         print0(f"continues to store augmentations after {done} of {length}")
-    store = Store(files, folder, images, run)
-    store.fill(min(fitted_augmentations(settings, len(images)), count))
+    store = Store(files, folder, images, run, optional)
+    try:
+        store.fill(min(fitted_augmentations(settings, len(images)), count))
+    except NoRoom as e:
+        if not optional:
+            raise
+        note = f"{e}; this run makes new augmentations in every epoch, which takes longer"
+        print0(f"note: {note}")
+        run.notes.append(note)
+        settings.stored_augmentations = 0
+        return None
     for file in files:
         with contextlib.suppress(OSError):  # those not used for the longest time make room first
             os.utime(file.path)
     return store
 
 
-def fill(files, wanted, folder, images, run):
+def fill(store, wanted):
     """Compute those of the first `wanted` rows that are missing.
 
     All processes share the work, one of each machine writes.
     """
+    files, folder, images, run = store.files, store.folder, store.images, store.run
     settings, per_step = run.settings, BATCH * world.size
     length = min(-(-wanted // per_step) * per_step, files[0].length)  # whole steps
     with one_writer(folder) as writes, contextlib.ExitStack() as stack:
@@ -176,8 +207,12 @@ def fill(files, wanted, folder, images, run):
         black = np.zeros([1, 3, settings.image_size, settings.image_size], np.float32)
         # this also compiles the networks, in every process before one waits for another
         shapes = {file: file.network(black).shape[1:] for file in missing if not file.rows}
-        if writes:
-            make_files(files, shapes, folder, settings)
+        problem = make_files(store, shapes) if writes else ""
+        problem = max(world.gather({world.rank: problem}).values())  # in all processes the same
+        if problem:
+            for file in shapes if writes else ():  # where another machine has no room
+                file.remove()
+            raise NoRoom(problem)
         done = min((file.done for file in missing), default=length)
         done = min(world.gather({world.rank: done} if writes else {}).values())
         outputs = {file: stack.enter_context(open(file.path, "r+b"))
@@ -219,25 +254,34 @@ def fill(files, wanted, folder, images, run):
         world.barrier()  # no other run makes room before all have opened the files
 
 
-def make_files(files, shapes, folder, settings):
-    """Make those that do not exist; shapes: {file: shape of a row} of these.
+def make_files(store, shapes):
+    """Make the files that do not exist; shapes: {file: shape of a row} of these.
 
-    Raises InputError with the numbers if the files are larger than the limit or the disk.
+    Returns "", or why there is no room, with the numbers.
     """
+    settings, new = store.settings, list(shapes)
+    if not new:
+        return ""
     sizes = {file: file.length * 2 * math.prod(file.rows.shape if file.rows else shapes[file])
-             for file in files}
+             for file in store.files}
     count, total, limit = (settings.stored_augmentations, sum(sizes.values()),
                            settings.store_gb * 1e9)
     if total > limit:
         fit = int(limit / total * (count + 1)) - 1  # beside the plain image
-        raise InputError(f"--stored_augmentations {count}: they take {total / 1e9:.3f} GB, more "
-                         f"than --store_gb {settings.store_gb:g}; raise it, or store "
-                         + (f"at most {fit}" if fit > 0 else "none"))
-    new = [file for file in files if not file.rows]
-    make_room(folder, sum(sizes[file] for file in new), limit, "--stored_augmentations",
-              "fewer of them", keep=[file.path for file in files])
-    for file in new:
-        file.create(shapes[file])
+        return (f"--stored_augmentations {count}: they take {total / 1e9:.3f} GB, more than "
+                f"--store_gb {settings.store_gb:g}; raise it, or store "
+                + (f"at most {fit}" if fit > 0 else "none"))
+    try:
+        make_room(store.folder, sum(sizes[file] for file in new), limit, "--stored_augmentations",
+                  "fewer of them", [file.path for file in store.files],
+                  SPARE if store.optional else 2**20)
+        for file in new:
+            file.create(shapes[file])
+    except InputError as e:
+        return str(e)
+    except OSError as e:  # a quota, of which the disk does not tell
+        return store.cannot(e.strerror or e)
+    return ""
 
 
 @contextlib.contextmanager
@@ -246,7 +290,6 @@ def one_writer(folder):
 
     Machines with a folder of their own have a writer each.
     """
-    os.makedirs(folder, exist_ok=True)
     lock = filelock.FileLock(os.path.join(folder, ".filling.lock"))
     run, writer = world.broadcast(uuid.uuid4().hex), os.path.join(folder, ".filling.json")
     try:

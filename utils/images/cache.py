@@ -112,11 +112,12 @@ def cached_squares(cache, decode, count, shape, limit, threads):
     return made_once(os.path.dirname(cache), read, make)
 
 
-def make_room(cache_dir, needed, limit, what, remedy, keep=()):
-    """Delete the oldest caches, and no other files, until `needed` bytes more are below `limit`.
+def make_room(cache_dir, needed, limit, what, remedy, keep=(), spare=2**20):
+    """Delete the oldest caches, and no other files, until `needed` bytes more are below `limit`
+    and leave `spare` bytes of the disk free.
 
     Those in `keep`, paths, stay. Raises InputError, with `what` needs them and a `remedy`, if the
-    disk is too small.
+    disk is too small; then none is deleted.
     """
     own = re.compile("[0-9a-f]{24}[.]npy([.]tmp)?")
     entries = [e for e in os.scandir(cache_dir) if own.fullmatch(e.name)]
@@ -125,9 +126,11 @@ def make_room(cache_dir, needed, limit, what, remedy, keep=()):
             os.remove(e.path)
     caches = sorted((e.stat().st_mtime, e.stat().st_size, e.path) for e in entries
                     if e.name.endswith(".npy"))
-    total = sum(size for _, size, _ in caches)
+    total, free = sum(size for _, size, _ in caches), free_bytes(cache_dir)
+    limit = min(limit, free + total - spare)
+    fits = needed + sum(size for _, size, path in caches if path in keep) <= limit
     for _, size, path in caches:
-        if total + needed <= limit:
+        if total + needed <= limit or not fits:
             break
         if path in keep:
             continue
@@ -136,7 +139,8 @@ def make_room(cache_dir, needed, limit, what, remedy, keep=()):
             for file in glob.glob(glob.escape(path.removesuffix("npy")) + "*"):
                 os.remove(file)
     free = free_bytes(cache_dir)
-    if needed > free - 2**20:
-        raise InputError(f"{what} needs {needed / 1e9:.2f} GB and {cache_dir} has "
+    if needed > free - spare:
+        beside = f" beside {spare / 1e9:.0f} GB that should stay free," if spare > 1e9 else ""
+        raise InputError(f"{what} needs {needed / 1e9:.2f} GB{beside} and {cache_dir} has "
                          f"{free / 1e9:.2f} GB free; choose another folder with --cache_dir, or "
                          f"{remedy}")

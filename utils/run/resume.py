@@ -18,6 +18,9 @@ from utils.settings import NEWEST, Settings, composed, shown
 from utils.tables import write_csv
 from utils.weights import digest
 
+# Where a resumed run found what it needs: the next one looks there, too
+PLACES = [f.name for f in dataclasses.fields(Settings) if f.metadata["free"] and f.type is str]
+
 
 def find_run(resume, given):
     """The folder of the run that --resume means. Raises InputError if there is none."""
@@ -70,12 +73,10 @@ def resumed_settings(folder, given):
     return Settings(**{**before, **free, "log_dir": log_dir}).check()
 
 
-def update_places(folder, settings):
-    """Record where a resumed run found what it needs: the next one looks there, too."""
+def update(folder, settings, names):
+    """Record that these settings have changed."""
     path = os.path.join(folder, "settings.json")
-    places = [f.name for f in dataclasses.fields(settings)
-              if f.metadata["free"] and f.type is str]
-    write_json(path, {**read_json(path), **{name: getattr(settings, name) for name in places}})
+    write_json(path, {**read_json(path), **{name: getattr(settings, name) for name in names}})
 
 
 def is_finished(folder):

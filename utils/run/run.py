@@ -144,7 +144,7 @@ class Run:
                              "on several machines, name a shared one (and for --save_dir)")
         if world.rank == 0:
             if self.resuming:
-                resume.update_places(self.folder, settings)
+                resume.update(self.folder, settings, resume.PLACES)
             self.log = Log(self.folder)
             oversized = oversized_group(groups, images.labels, settings.num_folds)
             print_duplicates(duplicate_rows(images, groups), oversized, settings)
@@ -155,12 +155,18 @@ class Run:
             if not self.resuming:
                 self.log.graph(len(images.categories), settings)
 
+    def is_default(self, name):
+        """Whether a setting of a new run was not given; a resumed one keeps what it has."""
+        return not self.resuming and name not in self.command_line[0]
+
     def save_heads(self, heads, teacher_probs):
         """Keep what a resumed run need not compute again."""
         if world.rank == 0:
             resume.save_start(self.folder, self.images, self.fold_of, heads, teacher_probs,
                               self.notes, (self.teacher_weights, self.student_weights),
                               self.threads)
+            # without room on the disk it has become 0
+            resume.update(self.folder, self.settings, ["stored_augmentations"])
 
     def start(self, students):
         """Load the newest checkpoint of a resumed run into the students, or save a first one."""
