@@ -8,11 +8,13 @@
 The method, in the order of this file. The images are split into K folds; duplicates stay in one.
 A frozen ImageNet ResNet50 is the teacher; each fold has a linear head on its features, fitted on
 the other folds. K MobileNetV2 students train side by side on the same stream of batches, student k
-on everything but fold k. They learn from the true labels and from two signals of the teacher: its
-soft labels, how probable it finds each category (--alpha, --temperature), and its features, the
-2,048 numbers from which it tells them apart (--feature_weight). In the report each image is scored
-once, by the student that did not train on it. One more student, the final model, learns beside them
-from all images: it is the one to use. notebooks/method.ipynb shows the same step by step.
+on everything but fold k. What the frozen networks make of eight augmentations of each image is
+computed once and kept on disk (--stored_augmentations). The students learn from the true labels and
+from two signals of the teacher: its soft labels, how probable it finds each category (--alpha,
+--temperature), and its features, the 2,048 numbers from which it tells them apart
+(--feature_weight). In the report each image is scored once, by the student that did not train on
+it. One more student, the final model, learns beside them from all images: it is the one to use.
+notebooks/method.ipynb shows the same step by step.
 """
 from utils.command import run_command
 from utils.settings import parse
@@ -103,7 +105,7 @@ def train(students, images, fold_of, teacher, stem, run, store=None):
 
             for batch in train_batches(images, fold_of, order, settings, epoch, first_step,
                                        threads, store):
-                # What the frozen networks make of the mixed images, once for all students
+                # What the frozen networks make of the images, mixed, once for all students
                 features = batch.outputs("features", teacher) if uses_teacher else None
                 maps = batch.outputs("maps", stem)
                 list(pool.map(lambda s: train_step(s, batch, features, maps), own))

@@ -10,7 +10,7 @@ def student_loss(student, pooled, logits, labels, labels_b, lam, features):
     """alpha * label loss + (1 - alpha) * T^2 * soft label loss + feature_weight * feature loss.
 
     student: TrainState; pooled: its features, [B, 1280]; logits [B, C]; labels, labels_b: int64
-    [B], of the images lam * a + (1 - lam) * b; features: the teacher's, of the same mixed images,
+    [B], of the images lam * a + (1 - lam) * b; features: the teacher's, mixed in the same way,
     [B, 2048], or None without a teacher. Returns a 0-d Tensor.
     """
     s, head = student.settings, student.head

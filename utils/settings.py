@@ -40,7 +40,8 @@ class Settings:
                                           "sorted by name)")
     exclude: tuple[str, ...] = setting((), "leave out these sub-folders (default: none)")
     image_size: int = setting(224, "side of the square that the networks see, pixels", 32, 1024)
-    cache_dir: str = setting("data/cache", "where decoded images are kept for later runs",
+    cache_dir: str = setting("data/cache", "where decoded images and stored augmentations are kept "
+                             "for later runs",
                              free=True)
     cache_gb: float = setting(16.0, "size limit of cache_dir, GB; the oldest caches are deleted "
                               "first, and images that do not fit are decoded again in every epoch",
