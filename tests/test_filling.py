@@ -231,13 +231,12 @@ def test_a_store_that_nobody_asked_for_gives_way(versions, monkeypatch, capsys, 
 
 def test_the_oldest_stores_make_room_on_a_disk_that_is_short(versions, monkeypatch):
     opened(versions)
-    first, usage = stored_files(versions), shutil.disk_usage(versions.cache_dir)
+    first = stored_files(versions)
     needed = sum(map(os.path.getsize, first))
 
-    def left(_):
-        taken = sum(map(os.path.getsize, stored_files(versions)))
-        return usage._replace(free=2**20 + 1.5 * needed - taken)
-    monkeypatch.setattr(shutil, "disk_usage", left)
+    def left(_):  # a disk with room for one store
+        return 2**20 + needed - sum(map(os.path.getsize, stored_files(versions)))
+    monkeypatch.setattr("utils.images.cache.free_bytes", left)
     versions.seed += 1
     opened(versions)
     assert len(stored_files(versions)) == 2 and not set(first) & set(stored_files(versions))
