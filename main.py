@@ -93,27 +93,27 @@ def train(students, images, fold_of, teacher, stem, run, store=None):
     in utils/loss.py.
     """
     settings, threads = run.settings, run.threads
-    with student_threads(threads) as pool:
-        for epoch in range(run.epoch, settings.num_epochs):
-            active = [s for s in students if not s.stopped]
-            if all(s.is_final for s in active):
-                break
-            own = [s for s in active if s.rank == world.rank]  # all, if this is the only process
-            uses_teacher = any(s.settings.has_teacher for s in active)
-            order = epoch_order(fold_of, needed_folds(active, settings.num_folds), settings, epoch)
-            first_step = run.step if epoch == run.epoch else 0  # of a resumed run
+    pool = student_threads(threads)
+    for epoch in range(run.epoch, settings.num_epochs):
+        active = [s for s in students if not s.stopped]
+        if all(s.is_final for s in active):
+            break
+        own = [s for s in active if s.rank == world.rank]  # all, if this is the only process
+        uses_teacher = any(s.settings.has_teacher for s in active)
+        order = epoch_order(fold_of, needed_folds(active, settings.num_folds), settings, epoch)
+        first_step = run.step if epoch == run.epoch else 0  # of a resumed run
 
-            for batch in train_batches(images, fold_of, order, settings, epoch, first_step,
-                                       threads, store):
-                # What the frozen networks make of the images, mixed, once for all students
-                features = batch.outputs("features", teacher) if uses_teacher else None
-                maps = batch.outputs("maps", stem)
-                list(pool.map(lambda s: train_step(s, batch, features, maps), own))
-                run.after_step(epoch, batch.step + 1)
+        for batch in train_batches(images, fold_of, order, settings, epoch, first_step,
+                                   threads, store):
+            # What the frozen networks make of the images, mixed, once for all students
+            features = batch.outputs("features", teacher) if uses_teacher else None
+            maps = batch.outputs("maps", stem)
+            list(pool.map(lambda s: train_step(s, batch, features, maps), own))
+            run.after_step(epoch, batch.step + 1)
 
-            probabilities = evaluate(own, stem, images, settings, threads, store)
-            finish_epoch(students, probabilities, images, fold_of, order, epoch)
-            run.after_epoch(epoch, active)
+        probabilities = evaluate(own, stem, images, settings, threads, store)
+        finish_epoch(students, probabilities, images, fold_of, order, epoch)
+        run.after_epoch(epoch, active)
 
 
 if __name__ == "__main__":
