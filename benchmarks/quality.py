@@ -67,7 +67,8 @@ def plan(settings, wanted):
     passes = [
         (settings, {DEFAULT: settings, CONTROL: settings.without_teacher(),
                     "features alone": but(alpha=1.0),
-                    "soft labels at T 1": but(temperature=1.0),
+                    "soft labels with a weight of 0.1": but(alpha=0.9),
+                    "soft labels with a weight of 0.1 at T 1": but(alpha=0.9, temperature=1.0),
                     "soft labels (T 4, alpha 0.5) instead of features": but(**SOFT_LABELS),
                     UNFITTED: but(**SOFT_LABELS),
                     "no class weights": but(class_weights="none"), "no dropout": but(dropout=0.0),

@@ -77,7 +77,7 @@ class Settings:
     # method
     temperature: float = setting(4.0, "temperature of the soft labels (used when alpha is below 1)",
                                  0.01, 1000, per_student=True)
-    alpha: float = setting(0.9, "weight of the true labels; 1 - alpha is the weight of the "
+    alpha: float = setting(0.97, "weight of the true labels; 1 - alpha is the weight of the "
                            "teacher's soft labels, its probabilities of all categories; 1 leaves "
                            "them out", 0, 1, per_student=True, off=1.0)
     feature_weight: float = setting(8.0, "weight of the feature loss: the student regresses the "
