@@ -41,6 +41,7 @@ os.environ.setdefault("KMP_BLOCKTIME", "1")
 MAX_PIXELS = int(os.environ.setdefault("OPENCV_IO_MAX_IMAGE_PIXELS", "120000000"))
 os.environ.setdefault("OPENCV_LOG_LEVEL", "SILENT")  # unreadable files are reported by name
 os.environ.setdefault("GLOG_minloglevel", "2")
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # ONNX Runtime would report its use
 # Paddle's MKL takes its slowest path on AMD unless told what the processor can do: 5 is AVX2 (5
 # times as fast), 7 is AVX-512 (a student's step takes 5.2 instead of 7.4 ms on Zen 5).
 if "AMD" in processor().replace("AMD64", ""):

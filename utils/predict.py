@@ -123,6 +123,7 @@ def load_export(path):
     except ImportError as e:
         raise InputError(
             f"{path} needs ONNX Runtime: pip install -r {here('requirements-export.txt')}") from e
+    onnxruntime.disable_telemetry_events()  # on Windows; elsewhere utils/__init__.py
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads, options.log_severity_level = CORES, 3
     try:
