@@ -1,10 +1,16 @@
-"""Which device is taken, and half precision. No GPU is needed: Paddle is told that it has one."""
+"""Which device and cores are taken, and half precision. No GPU is needed: Paddle is told that it
+has one."""
+import os
+import subprocess
+import sys
+
 import numpy as np
 import paddle
 import pytest
 from paddle.vision.models import resnet18
 
-from utils import engine
+from conftest import ROOT
+from utils import cores, engine, processor
 from utils.engine import choose_device, to_device
 from utils.errors import InputError
 from utils.settings import Settings
@@ -91,3 +97,30 @@ def test_no_half_computes_the_teacher_in_float32(monkeypatch):
                          for no_half in (True, False))
     assert error < 1e-4  # as `compiled` promises
     assert (half_error > 1e-4) == engine.BFLOAT16
+
+
+def test_an_amd_processor_computes_with_the_widest_instructions_it_has(monkeypatch):
+    """By the system's own list of them; what the user has set is left as it is."""
+    if not os.path.exists("/proc/cpuinfo") or "AMD" not in processor():
+        pytest.skip("no AMD processor, or no list")
+    with open("/proc/cpuinfo", encoding="utf-8") as f:
+        flags = set(next(line for line in f if line.startswith("flags")).split())
+    wide = {"avx512f", "avx512cd", "avx512bw", "avx512dq", "avx512vl"}
+    widest = "7" if wide <= flags else "5" if "avx2" in flags else "None"
+    for given, expected in ((None, widest), ("4", "4")):
+        monkeypatch.delenv("MKL_DEBUG_CPU_TYPE", raising=False)
+        if given:
+            monkeypatch.setenv("MKL_DEBUG_CPU_TYPE", given)
+        code = "import os, utils; print(os.environ.get('MKL_DEBUG_CPU_TYPE'))"
+        said = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True,
+                              text=True)
+        assert said.stdout == f"{expected}\n"
+
+
+def test_a_containers_quota_of_cores_is_kept(tmp_path):
+    quota, allowed = tmp_path / "cpu.max", cores(str(tmp_path / "nowhere"))
+    for text, expected in (("max 100000", allowed), ("100000 100000", 1), ("50000 100000", 1),
+                           ("99900000000 100000", allowed), ("nonsense", allowed),
+                           ("100000 0", allowed), ("", allowed)):
+        quota.write_text(text)
+        assert cores(str(quota)) == expected

@@ -16,6 +16,6 @@ def test_runs_from_top_to_bottom(path):
     notebook = nbformat.read(path, 4)
     for cell in notebook.cells:
         cell.source = (cell.source.replace("num_epochs=16", "num_epochs=4")
-                       .replace('"--num_epochs", "3"', '"--num_epochs", "1"'))
+                       .replace('"--num_epochs", "3"', '"--num_epochs", "1", "--image_size", "32"'))
     resources = {"metadata": {"path": os.path.dirname(path)}}
     nbclient.NotebookClient(notebook, timeout=300, resources=resources).execute()

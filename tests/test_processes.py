@@ -1,4 +1,5 @@
-"""A run in several processes: one is killed, all are stopped, one tells the others why it ends."""
+"""A run in several processes: one is killed, one is stopped, one tells the others why it ends."""
+import glob
 import os
 import re
 import signal
@@ -8,6 +9,7 @@ import pytest
 
 from conftest import run_program
 from real_runs import LINUX, places, started, two_processes
+from test_resume import assert_same, train_in
 from tiny import any_head, content
 from utils.distributed import world
 from utils.errors import InputError
@@ -24,7 +26,7 @@ def launched(launcher, rank):
 
 
 @pytest.mark.skipif(not LINUX, reason="Paddle launches processes without a GPU on Linux only")
-def test_several_processes_one_killed_then_all_stopped_the_run_ends_the_same(whole):
+def test_several_processes_one_of_them_killed_the_run_ends_the_same(whole):
     where, args, _, weights = whole
 
     def launch(processes):
@@ -36,20 +38,47 @@ def test_several_processes_one_killed_then_all_stopped_the_run_ends_the_same(who
     printed += process.stdout.readlines()
     printed = "".join(printed)
     assert process.wait() and re.search(r"rank=\[[01, ]*1[01, ]*\] was aborted", printed), printed
-    # more processes than students, and a signal to one of them, on which all save and stop
-    process, printed = started([*launch(3), "main.py", "--resume", *places(where, "two")],
-                               " s: mean ")  # the first epoch: now each saves before it stops
-    assert "continues in epoch" in "".join(printed)
-    os.kill(launched(process, 2), signal.SIGTERM)  # after a Ctrl-C the launcher kills in 4 s
-    process.stdout.read()
-    process.wait()
-    log = content(where / "two" / "launch" / "workerlog.0").decode()
-    assert "stopped; to continue: " in log, log
-    done = run_program(*launch(2), "main.py", "--resume", *places(where, "two"))
+    # more processes than students
+    done = run_program(*launch(3), "main.py", "--resume", *places(where, "two"))
     assert done.returncode == 0 and "continues in epoch" in done.stdout, done.stdout + done.stderr
     for k in range(2):
         file = f"best_model_fold{k}.pdparams"
         assert content(where / "two" / "saved" / file) == content(os.path.join(weights, file))
+
+
+@pytest.mark.skipif(not LINUX, reason="forks")
+def test_a_signal_to_one_process_stops_all_and_the_run_ends_the_same(settings, tmp_path,
+                                                                     compiled_once):
+    (tmp_path / "run").mkdir()
+    settings.save_dir = str(tmp_path / "saved")
+    done = two_processes("""
+import signal
+from test_resume import TinyRun, build
+from tiny import train_tiny
+from utils.images.dataset import load_images
+from utils.run.process import Stopped
+from utils.settings import Settings
+
+class Signalled(TinyRun):
+    def after_step(self, epoch, step):
+        if (world.rank, epoch, step) == (1, 1, 2):
+            os.kill(os.getpid(), signal.SIGTERM)
+        super().after_step(epoch, step)
+
+world.join()
+settings = eval(sys.argv[1])
+run = Signalled(settings, sys.argv[2], load_images(settings))
+run.signals.listen()
+try:
+    train_tiny(settings, run=run, build=lambda heads: build(settings, heads))
+except Stopped:
+    print("stopped")
+""", repr(settings), str(tmp_path / "run"))
+    assert done.returncode == 0 and done.stdout.count("stopped\n") == 2, done.stderr
+    assert not glob.glob(str(tmp_path / "run" / "checkpoint-*-*2"))  # not before all have heard
+    (tmp_path / "whole").mkdir()
+    assert_same(train_in(str(tmp_path / "run"), settings, resuming=True),
+                train_in(str(tmp_path / "whole"), settings))
 
 
 @pytest.mark.parametrize("who, last_words, at_work, heard", [

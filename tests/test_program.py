@@ -3,8 +3,6 @@ import glob
 import json
 import os
 import shutil
-import subprocess
-import sys
 
 import paddle
 import pytest
@@ -12,7 +10,6 @@ import pytest
 import main
 from conftest import ROOT, SHORT, read_rows, run_program
 from real_runs import disk
-from utils import cores, processor
 from utils.errors import InputError
 from utils.files import here
 from utils.run.resume import is_finished
@@ -167,33 +164,6 @@ def test_a_default_warm_up_gives_way_to_few_epochs():
     assert [new_settings({"num_epochs": n}).warmup_epochs for n in (3, 20, 50, 500)] == [0, 2, 5, 5]
     assert new_settings({"num_epochs": 3, "warmup_epochs": 2}).warmup_epochs == 2
     assert new_settings({"num_epochs": 3}, sample=True).warmup_epochs == 0
-
-
-def test_an_amd_processor_computes_with_the_widest_instructions_it_has(monkeypatch):
-    """By the system's own list of them; what the user has set is left as it is."""
-    if not os.path.exists("/proc/cpuinfo") or "AMD" not in processor():
-        pytest.skip("no AMD processor, or no list")
-    with open("/proc/cpuinfo", encoding="utf-8") as f:
-        flags = set(next(line for line in f if line.startswith("flags")).split())
-    wide = {"avx512f", "avx512cd", "avx512bw", "avx512dq", "avx512vl"}
-    widest = "7" if wide <= flags else "5" if "avx2" in flags else "None"
-    for given, expected in ((None, widest), ("4", "4")):
-        monkeypatch.delenv("MKL_DEBUG_CPU_TYPE", raising=False)
-        if given:
-            monkeypatch.setenv("MKL_DEBUG_CPU_TYPE", given)
-        code = "import os, utils; print(os.environ.get('MKL_DEBUG_CPU_TYPE'))"
-        said = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True,
-                              text=True)
-        assert said.stdout == f"{expected}\n"
-
-
-def test_a_containers_quota_of_cores_is_kept(tmp_path):
-    quota, allowed = tmp_path / "cpu.max", cores(str(tmp_path / "nowhere"))
-    for text, expected in (("max 100000", allowed), ("100000 100000", 1), ("50000 100000", 1),
-                           ("99900000000 100000", allowed), ("nonsense", allowed),
-                           ("100000 0", allowed), ("", allowed)):
-        quota.write_text(text)
-        assert cores(str(quota)) == expected
 
 
 def test_folders_without_a_usable_image(tmp_path, monkeypatch, capsys):

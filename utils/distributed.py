@@ -15,7 +15,9 @@ import os
 import sys
 import threading
 import time
+import uuid
 
+import filelock
 import numpy as np
 import paddle
 import paddle.distributed as dist
@@ -23,6 +25,7 @@ import paddle.distributed as dist
 from utils import CORES
 from utils.engine import on_gpu
 from utils.errors import InputError
+from utils.files import read_json, write_json
 
 HEARTBEAT_TIMEOUT = 60  # seconds without a heartbeat after which a process counts as lost
 GRACE = 40              # more seconds to end by itself: gloo waits for 30
@@ -201,3 +204,26 @@ class World:
 
 
 world = World()
+
+
+@contextlib.contextmanager
+def one_writer(folder):
+    """Whether this process is the one of this run that writes to the folder; waits for other runs.
+
+    Machines with a folder of their own have a writer each.
+    """
+    lock = filelock.FileLock(os.path.join(folder, ".filling.lock"))
+    run, writer = world.broadcast(uuid.uuid4().hex), os.path.join(folder, ".filling.json")
+    try:
+        for rank in range(world.size):  # in turn: each sees whether an earlier one has the lock
+            if rank == world.rank and not (os.path.exists(writer) and read_json(writer) == run):
+                try:
+                    lock.acquire(timeout=1)
+                except filelock.Timeout:
+                    print(f"waiting for another run that stores augmentations in {folder}")
+                    lock.acquire()
+                write_json(writer, run)
+            world.barrier()
+        yield lock.is_locked
+    finally:
+        lock.release()

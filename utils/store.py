@@ -19,14 +19,12 @@ import json
 import math
 import os
 import time
-import uuid
 
-import filelock
 import numpy as np
 import paddle
 
 from utils.data_utils import STORED, stored_version
-from utils.distributed import print0, world
+from utils.distributed import one_writer, print0, world
 from utils.engine import compiled, when_used
 from utils.errors import InputError
 from utils.files import read_json, write_json
@@ -282,26 +280,3 @@ def make_files(store, shapes):
     except OSError as e:  # a quota, of which the disk does not tell
         return store.cannot(e.strerror or e)
     return ""
-
-
-@contextlib.contextmanager
-def one_writer(folder):
-    """Whether this process is the one of this run that writes to the folder; waits for other runs.
-
-    Machines with a folder of their own have a writer each.
-    """
-    lock = filelock.FileLock(os.path.join(folder, ".filling.lock"))
-    run, writer = world.broadcast(uuid.uuid4().hex), os.path.join(folder, ".filling.json")
-    try:
-        for rank in range(world.size):  # in turn: each sees whether an earlier one has the lock
-            if rank == world.rank and not (os.path.exists(writer) and read_json(writer) == run):
-                try:
-                    lock.acquire(timeout=1)
-                except filelock.Timeout:
-                    print(f"waiting for another run that stores augmentations in {folder}")
-                    lock.acquire()
-                write_json(writer, run)
-            world.barrier()
-        yield lock.is_locked
-    finally:
-        lock.release()
