@@ -1,8 +1,8 @@
 """Minutes to an accuracy: finished runs of main.py, and beside them the original's way.
 
-    python main.py --data_dir DIR --log_dir fresh --stored_augmentations 0     # then the same with
     python main.py --data_dir DIR --log_dir stored
-    python benchmarks/time_to_accuracy.py fresh/RUN stored/RUN                 # RUN: its folder
+    python main.py --data_dir DIR --log_dir fresh --stored_augmentations 0     # Ctrl-C after some
+    python benchmarks/time_to_accuracy.py stored/RUN --fresh fresh/RUN         # RUN: its folder
 
 Prints a table and draws docs/time-to-accuracy.png. The accuracy after an epoch is that of all
 validation images together, each predicted by the student that did not train on it; the time to an
@@ -11,11 +11,12 @@ is a little optimistic; the table has the cross-fitted accuracy of the finished 
 is all of main.py's from its start to the end of the epoch: images, features and heads, filling the
 store, validation, and the final model, which learns beside the folds.
 
-The original's way is computed, not run: fold after fold, an image outside a fold costs what
-`benchmarks/peers.py paddle` takes for it, soft labels and Paddle as it comes, measured now if
---plain_ms does not give it. Its accuracy after an epoch is taken to be that of the first run, which
-flatters it (docs/results.md), and reading images and validation are not counted. Start this on the
-machine of the runs, with nothing beside it.
+Two curves are computed, not run, and take the accuracy after an epoch from the first run. A run
+that was stopped (--fresh) gives the time before its first epoch and the median of an epoch. The
+original's way, fold after fold: an image outside a fold costs what `benchmarks/peers.py paddle`
+takes for it, soft labels and Paddle as it comes, measured now if --plain_ms does not give it. The
+first run's accuracy flatters it (docs/results.md), and reading images and validation are not
+counted. Start this on the machine of the runs, with nothing beside it.
 """
 import os
 import statistics
@@ -70,6 +71,16 @@ class Finished:
                   "is not counted")
 
 
+def stopped(folder):
+    """(minutes before the first epoch, median minutes of an epoch, epochs) of a stopped run."""
+    try:
+        before, *took = [float(row["seconds"]) / 60
+                         for row in read_csv(os.path.join(folder, "seconds.csv"))]
+        return before, statistics.median(took), len(took)
+    except (OSError, ValueError, KeyError) as e:
+        raise InputError(f"--fresh {folder}: no run with a finished epoch ({e})") from e
+
+
 def plain_ms(size):
     """Milliseconds of an image in one fold, with Paddle as it comes."""
     _, process = start_peer(sys.executable, "paddle", size)
@@ -100,6 +111,8 @@ def main():
     parser = Parser(__doc__)
     parser.add_argument("runs", nargs="+", metavar="RUN", help="a finished run, such as "
                         "logs/20260101-120000; the first one gives the original its accuracy")
+    parser.add_argument("--fresh", metavar="RUN", help="a run with --stored_augmentations 0 that "
+                        "was stopped after some epochs")
     parser.add_argument("--targets", type=float, nargs="+", default=[0.93, 0.94],
                         help="accuracies (default: 0.93 0.94)")
     parser.add_argument("--plain_ms", type=float, help="milliseconds of an image in one fold with "
@@ -113,6 +126,10 @@ def main():
     epochs = np.arange(1, len(first.accuracy) + 1)
     rows = [(run.name, run.start, run.minutes, run.accuracy, f"{run.cross_fitted:.4f}")
             for run in runs]
+    if args.fresh:
+        start, epoch, count = stopped(args.fresh)
+        rows.append((f"fresh augmentations (computed from {count} epochs)", start,
+                     start + epochs * epoch, first.accuracy, "not run"))
     rows.append((f"Paddle as it comes, fold after fold (computed, {ms:.0f} ms an image)", 0,
                  epochs * first.trained_on * ms / 60_000, first.accuracy, "not run"))
 
