@@ -2,16 +2,20 @@
 import glob
 import json
 import os
+import re
+import subprocess
 import sys
+import textwrap
 
 import numpy as np
 import paddle
 import pytest
+from PIL import Image
 from scipy.special import softmax
 
 import export
 import inference
-from conftest import read_rows
+from conftest import ROOT, read_rows
 from models.student_model import Ensemble, Student, freeze
 from utils.errors import InputError
 from utils.predict import load_export, load_model
@@ -28,7 +32,8 @@ def predictions(model, images, output):
 
 @pytest.mark.skipif(paddle.__version__.startswith("2."), reason="paddle2onnx needs Paddle 3")
 @pytest.mark.parametrize("count, pixels", [(3, False), (1, True)])
-def test_exports_predict_like_their_students(sample, weights, tmp_path, capfd, count, pixels):
+def test_exports_predict_like_their_students(sample, weights, tmp_path, capfd, monkeypatch, count,
+                                             pixels):
     pytest.importorskip("paddle2onnx")
     images, model = str(sample[0] / "sample"), weights[:count]
     folder = str(tmp_path / "exported")
@@ -59,6 +64,23 @@ def test_exports_predict_like_their_students(sample, weights, tmp_path, capfd, c
                 for found in (expected, small))
         assert (f"on its 80 validation images: accuracy {a.mean():.4f}, as int8 {b.mean():.4f} "
                 f"({(b & ~a).sum()} gained, {(a & ~b).sum()} lost)\n") in printed
+    if not pixels:  # the program of docs/deploy.md
+        photo = str(tmp_path / "photo.jpg")
+        Image.open(os.path.join(images, "Other", "000.png")).resize((90, 70)).save(photo)
+        ((_, _, expected),) = predictions(model, photo, str(tmp_path / "photo.csv"))
+        with open(os.path.join(ROOT, "docs", "deploy.md"), encoding="utf-8") as f:
+            program = re.search(r"^    import json.*?(?=^\S)", f.read(), re.DOTALL | re.MULTILINE)
+        monkeypatch.chdir(tmp_path)
+        names = {}
+        exec(textwrap.dedent(program.group()), names)
+        np.testing.assert_allclose(names["probabilities"], expected, atol=0.01)
+    home = tmp_path / "home"  # where ONNX Runtime would keep a number for this user
+    home.mkdir()
+    subprocess.run([sys.executable, "-c", "import utils, onnxruntime, sys\n"
+                    "onnxruntime.InferenceSession(sys.argv[1])",
+                    os.path.join(folder, "model.onnx")], cwd=ROOT,
+                   env={**os.environ, "HOME": str(home)}, check=True)
+    assert os.listdir(home) == []
     with pytest.raises(InputError, match="exists already"):
         export.main(["--model_path", *model, "--output", folder])
     with pytest.raises(InputError, match="name one file"):
