@@ -9,7 +9,7 @@ from test_serve import service  # noqa: F401
 playwright = pytest.importorskip("playwright.sync_api")
 WORDS = {"en": (" sure", "heat map", "This cannot be read as an image",
                 "The service does not understand this"),
-         "zh": (" 把握", "热图", "无法识别为图片", "服务无法理解这个请求")}
+         "zh": (" 把握", "热力图", "无法识别为图片", "服务无法理解这个请求")}
 
 
 @pytest.fixture(scope="module")

@@ -61,7 +61,7 @@ TEXTS = {
         "the borders.",
         "各类别中置信度最高的正确预测和错误预测，总共最多 {most} 张，"
         "都由没有用该图片训练过的学生模型（最佳轮次）给出。"
-        "红色表示预测的依据（Grad-CAM）。热图较粗，每格 32 像素，边缘处也可能发亮。"),
+        "红色表示预测的依据（Grad-CAM）。热力图较粗，每格 32 像素，边缘处也可能发亮。"),
     "correct": (", confidence {confidence:.3f}", "，置信度 {confidence:.3f}"),
     "wrong": (", wrong: {name}, confidence {confidence:.3f}",
               "，误判为 {name}，置信度 {confidence:.3f}"),
