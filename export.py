@@ -204,6 +204,7 @@ def write_int8(prefix, x):
         raise InputError(ONNX_NEEDS.format(e, here('requirements-export.txt'))) from e
     logging.disable(logging.WARNING)  # one line per channel
     onnxruntime.set_default_logger_severity(3)
+    onnxruntime.disable_telemetry_events()  # as utils/predict.py
 
     class Reader(quantization.CalibrationDataReader):
         inputs = iter(x)

@@ -74,9 +74,10 @@ class Finished:
 def stopped(folder):
     """(minutes before the first epoch, median minutes of an epoch, epochs) of a stopped run."""
     try:
-        before, *took = [float(row["seconds"]) / 60
-                         for row in read_csv(os.path.join(folder, "seconds.csv"))]
-        return before, statistics.median(took), len(took)
+        rows = read_csv(os.path.join(folder, "seconds.csv"))
+        # of several rows of an epoch the later ones are preparations of a resumed run
+        took = {int(row["epoch"]): float(row["seconds"]) / 60 for row in reversed(rows)}
+        return took.pop(0), statistics.median(took.values()), len(took)
     except (OSError, ValueError, KeyError) as e:
         raise InputError(f"--fresh {folder}: no run with a finished epoch ({e})") from e
 
@@ -110,7 +111,7 @@ def draw(curves, targets, path):
 def main():
     parser = Parser(__doc__)
     parser.add_argument("runs", nargs="+", metavar="RUN", help="a finished run, such as "
-                        "logs/20260101-120000; the first one gives the original its accuracy")
+                        "logs/20260101-120000; the first one gives the computed curves theirs")
     parser.add_argument("--fresh", metavar="RUN", help="a run with --stored_augmentations 0 that "
                         "was stopped after some epochs")
     parser.add_argument("--targets", type=float, nargs="+", default=[0.93, 0.94],

@@ -38,14 +38,18 @@ def test_stopped_by_ctrl_c_and_killed_it_ends_the_same(whole, compiled_once, cap
     command = f"python main.py --resume {run}"
     assert printed[-1] == f"stopped; to continue: {command}\n"
     cache = str(where / "stopped" / "cache")
-    # the checkpoint has everything that is needed
-    (where / "stopped" / "saved" / "best_model_fold0.json").unlink(missing_ok=True)
-    process, printed = started([*command.split()[1:], "--save_minutes", "0",
-                                "--cache_dir", cache], "each epoch")
-    assert "\ncontinues in epoch " in "".join(printed)
-    time.sleep(0.5)
-    process.kill()
-    process.stdout.read()
+    for end in (signal.SIGHUP, signal.SIGKILL):
+        # the checkpoint has everything that is needed
+        (where / "stopped" / "saved" / "best_model_fold0.json").unlink(missing_ok=True)
+        process, printed = started([*command.split()[1:], "--save_minutes", "0",
+                                    "--cache_dir", cache], "each epoch")
+        assert "\ncontinues in epoch " in "".join(printed)
+        time.sleep(0.5)
+        process.send_signal(end)
+        printed += process.stdout.readlines()
+        if end != signal.SIGKILL:
+            assert process.wait() == 128 + end
+            assert printed[-1] == f"stopped; to continue: {command}\n"
     assert process.wait() == -signal.SIGKILL
     recorded = json.loads(content(os.path.join(run, "settings.json")))
     # places are kept, other options are not
