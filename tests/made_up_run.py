@@ -19,6 +19,7 @@ class Trained:
     def __init__(self, name, fold, images, labels, seed):
         rng = np.random.default_rng([seed, fold])
         self.name, self.fold, self.images, self.failed = f"{name}{fold}", fold, images, ""
+        self.is_control, self.is_final, self.is_fold = name == "control", False, name == "fold"
         truth = np.eye(3)[labels[images]]
         self.probabilities = [
             softmax(2 * rng.normal(size=truth.shape) + e * truth, axis=1).astype(np.float32)
@@ -30,16 +31,16 @@ class Trained:
         self.best_epoch = int(np.argmax(accuracies)) + 1
 
 
-def write_run(folder, settings, images, fold_of, groups, students, controls, *results):
+def write_run(folder, settings, images, fold_of, groups, trained, *results):
     """The files of a run that its report is made from."""
     write_json(str(folder / "settings.json"), {**vars(settings), "versions": {"python": "3"}})
     labels = [images.categories[i] for i in images.labels]
     write_csv(folder / "folds.csv", ("path", "label", "fold", "group"),
               zip(images.paths, labels, fold_of, groups))
     log = Log(str(folder))
-    log.repeat(students + controls)
+    log.repeat(trained)
     log.close()
-    write_results(str(folder), students, controls, *results)
+    write_results(str(folder), trained, *results)
 
 
 def make_run(folder, trained, with_control, categories=("a", "b", "纸"), **options):
@@ -58,8 +59,8 @@ def make_run(folder, trained, with_control, categories=("a", "b", "纸"), **opti
                            for k in trained] for name, seed in (("fold", 1), ("control", 2)))
     teacher_probs = softmax(2 * rng.normal(size=(300, 3)) + np.eye(3)[labels], axis=1)
     groups = np.arange(300) - 3 * (np.arange(300) // 3 % 2)  # pairs, in one fold
-    write_run(folder, settings, images, fold_of, groups, students,
-              controls if with_control else [], teacher_probs, images, groups)
+    write_run(folder, settings, images, fold_of, groups,
+              students + controls if with_control else students, teacher_probs, images, groups)
     report = make_report(str(folder))
     return students, report, report_text(report)
 
@@ -67,10 +68,11 @@ def make_run(folder, trained, with_control, categories=("a", "b", "纸"), **opti
 def write_faultless(folder, labels, names):
     """The report of two students, and their controls, that are correct on every image."""
     n, right = len(labels), np.eye(len(names), dtype=np.float32)[labels]
-    students = [Trained("fold", k, np.arange(k, n, 2), labels % 3, 0) for k in (0, 1)]
-    for s in students:
+    students, controls = ([Trained(name, k, np.arange(k, n, 2), labels % 3, 0) for k in (0, 1)]
+                          for name in ("fold", "control"))
+    for s in students + controls:
         s.probabilities = [right[s.images]] * len(s.history)
     images = SimpleNamespace(paths=[f"{i}.jpg" for i in range(n)], labels=labels, categories=names)
     write_run(folder, Settings(data_dir=str(folder), categories=tuple(names)), images,
-              np.arange(n) % 2, np.arange(n), students, students, right, images, np.arange(n))
+              np.arange(n) % 2, np.arange(n), students + controls, right, images, np.arange(n))
     make_report(str(folder))

@@ -190,20 +190,23 @@ def test_a_folder_without_a_finished_run_is_refused(tmp_path):
     ("fold1", 1, [0, 1, 2], False), ("control1", 1, [0, 1, 2], False)])
 def test_controls_are_compared_only_where_nothing_failed(name, epochs, folds, compared):
     students, controls = (
-        [SimpleNamespace(fold=k, failed="a loss" if f"{kind}{k}" == name else "",
+        [SimpleNamespace(name=f"{kind}{k}", fold=k, is_fold=kind == "fold",
+                         is_control=kind == "control",
+                         failed="a loss" if f"{kind}{k}" == name else "",
                          history=[{}] * (epochs if f"{kind}{k}" == name else 3))
          for k in range(3)] for kind in ("fold", "control"))
-    failed = [f"{name} stopped"] if name else []
-    left, own, lines = completed(students, controls, failed)
+    failed = [f"{name} stopped at a loss"] if name else []
+    left, own, lines = completed(students + controls)
     assert [s.fold for s in left] == folds and [c.fold for c in own] == (folds if compared else [])
     assert lines[:1] == failed and ("are not compared" in "".join(lines)) != compared
-    assert completed(students, [], failed)[1:] == ([], failed)
+    assert completed(students)[1:] == ([], failed if name in ("", "fold1") else [])
 
 
 def test_without_a_finished_epoch_there_is_no_report(tmp_path):
-    with pytest.raises(InputError, match="^fold0 stopped; fold1 stopped$"):
-        write_results(str(tmp_path), [SimpleNamespace(history=[])], [], None, None, None,
-                      ["fold0 stopped", "fold1 stopped"])
+    students = [SimpleNamespace(name=f"fold{k}", failed="a loss", is_fold=True, history=[])
+                for k in (0, 1)]
+    with pytest.raises(InputError, match="^fold0 stopped at a loss; fold1 stopped at a loss$"):
+        write_results(str(tmp_path), students, None, None, None)
 
 
 def test_a_run_without_mistakes(tmp_path):

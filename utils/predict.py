@@ -21,8 +21,8 @@ from utils.explain import explain
 from utils.files import here
 from utils.images.dataset import list_files, sub_folders
 from utils.images.read import UnreadableImage, read_image
-from utils.settings import FINAL, composed
-from utils.tables import listed
+from utils.settings import FINAL
+from utils.tables import composed, listed
 from utils.threads import prefetch
 from utils.transforms import normalize, preprocess
 from utils.weights import EXPORTS, load_into, read_about, read_student

@@ -9,7 +9,6 @@ import dataclasses
 import json
 import math
 import os
-import unicodedata
 from dataclasses import dataclass, field
 from os.path import expanduser
 
@@ -278,13 +277,6 @@ def new_settings(given, sample=False):
         few = settings.num_epochs if settings.freeze_depth else 0  # no frozen block, little gained
         settings.stored_augmentations = min(settings.stored_augmentations, few)
     return settings.check()
-
-
-def composed(value):
-    """A name, or each of a tuple, in Unicode's composed form: macOS may store accents apart."""
-    if isinstance(value, tuple):
-        return tuple(map(composed, value))
-    return unicodedata.normalize("NFC", value) if isinstance(value, str) else value
 
 
 def shown(value):

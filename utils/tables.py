@@ -15,6 +15,13 @@ def printable(name):
     return name if name.isprintable() else repr(name)[1:-1]
 
 
+def composed(value):
+    """A name, or each of a tuple, in Unicode's composed form: macOS may store accents apart."""
+    if isinstance(value, tuple):
+        return tuple(map(composed, value))
+    return unicodedata.normalize("NFC", value) if isinstance(value, str) else value
+
+
 def listed(names, most=10):
     """The names in one line of text."""
     rest = f" and {len(names) - most} more" if len(names) > most else ""

@@ -18,8 +18,7 @@ from utils.errors import InputError
 from utils.files import here, quoted
 from utils.images.cache import cached_squares
 from utils.images.read import DECODERS, UnreadableImage, read_image
-from utils.settings import composed
-from utils.tables import listed, printable
+from utils.tables import composed, listed, printable
 from utils.threads import progress
 from utils.transforms import square_side, to_square
 

@@ -31,8 +31,7 @@ from utils import CORES
 from utils.errors import InputError
 from utils.files import read_json, write_json
 from utils.images.cache import made_once
-from utils.settings import composed
-from utils.tables import guarded
+from utils.tables import composed, guarded
 from utils.threads import prefetch, progress
 
 ALIKE = 0.95     # least correlation at 8x8 pixels

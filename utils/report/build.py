@@ -1,6 +1,6 @@
 """The out-of-fold report: every image is predicted once, by the student that was not trained on it.
 
-    write_results(folder, students, controls, ...)      # a finished training: its predictions
+    write_results(folder, students, ...)                # a finished training: its predictions
     report = make_report(folder)                        # the rest, from the files of the run
 
 Every student is scored at two epochs. "Best epoch" is the one of its weights file: the epoch that
@@ -30,17 +30,15 @@ TARGETS = (0.95, 0.98, 0.99)  # accuracies for which the report gives the needed
 MAX_MISTAKES = 25  # in mistakes.png
 
 
-def write_results(folder, students, controls, teacher_probs, images, groups, failed=(),
-                  networks=None, notes=(), final=None):
+def write_results(folder, trained, teacher_probs, images, groups, networks=None, notes=()):
     """Write out_of_fold.csv and results.json, from which make_report makes the report.
 
-    students, controls: TrainStates, controls [] or one per student; teacher_probs: float [N, C],
-    row i from the head that was not fitted on image i; groups: int [N]; failed: a line for each of
-    them that did not reach its end; networks: {"student": ..., "teacher": ...} of cost(); notes:
-    lines for the report; final: the final model's TrainState. Raises InputError if no student
-    finished an epoch.
+    trained: TrainStates of the folds, their controls and the final model; teacher_probs: float
+    [N, C], row i from the head that was not fitted on image i; groups: int [N]; networks: of
+    costs(); notes: lines for the report. Raises InputError if no student finished an epoch.
     """
-    students, controls, failed = completed(students, controls, failed)
+    students, controls, failed = completed(trained)
+    final = next((s for s in trained if s.is_final and s.history), None)
     labels = [images.labels[s.images] for s in students]
     epochs, raw = {}, {"teacher": [teacher_probs[s.images] for s in students]}
     for name, group in (("student", students), ("control", controls)):
@@ -85,16 +83,18 @@ def write_results(folder, students, controls, teacher_probs, images, groups, fai
         "final": final, "failed": failed, "networks": networks, "notes": list(notes)})
 
 
-def completed(students, controls, failed):
-    """What the report covers: (students with a finished epoch, their controls or [], lines).
+def completed(trained):
+    """What the report covers: (students with a finished epoch, their controls or [], a line for
+    each that failed).
 
     Controls are compared only if they and their students all reached their end: a network that
     stopped early loses to any other, which would say nothing about the teacher.
     """
-    failed, students = list(failed), [s for s in students if s.history]
+    failed = [f"{s.name} stopped at {s.failed}" for s in trained if s.failed]
+    students = [s for s in trained if s.is_fold and s.history]
     if not students:
         raise InputError("; ".join(failed))
-    folds = [s.fold for s in students]
+    folds, controls = [s.fold for s in students], [s for s in trained if s.is_control]
     own = [c for c in controls if c.history and c.fold in folds]
     if controls and (len(own) < len(students) or any(s.failed for s in students + own)):
         return students, [], failed + ["students and controls are not compared, since one of them "

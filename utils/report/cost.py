@@ -1,6 +1,7 @@
 """What a network costs: parameters, multiply-adds, milliseconds per image on this machine.
 
     cost(Student(4), [3, 224, 224], threads=2)      # {"parameters": 3541764, "multiply_adds": ...}
+    costs(Student(4), 4, 224, threads=2)            # {"student": {...}, "teacher": {...}}
 """
 import statistics
 import timeit
@@ -9,6 +10,7 @@ import numpy as np
 import paddle
 from paddle import nn
 
+from models.teacher_model import Backbone
 from utils.engine import compiled
 
 
@@ -48,3 +50,10 @@ def cost(layer, input_shape, threads):
     x = np.random.default_rng(0).normal(size=(16, *input_shape)).astype(np.float32)
     return {"parameters": parameters, "multiply_adds": multiply_adds,
             "ms_alone": milliseconds(run, x[:1]), "ms_in_batch_of_16": milliseconds(run, x)}
+
+
+def costs(student, num_classes, image_size, threads):
+    """{"student": cost, "teacher": cost}; the teacher is a ResNet50 with a linear head."""
+    teacher = nn.Sequential(Backbone(), nn.Linear(2048, num_classes))
+    return {name: cost(layer, [3, image_size, image_size], threads)
+            for name, layer in (("student", student), ("teacher", teacher))}

@@ -14,8 +14,8 @@ from utils.errors import InputError
 from utils.files import read_json, write_json
 from utils.images.duplicates import duplicate_rows
 from utils.run.checkpoint import PATTERN, checkpoints, read_npz, write_npz
-from utils.settings import NEWEST, Settings, composed, shown
-from utils.tables import write_csv
+from utils.settings import NEWEST, Settings, shown
+from utils.tables import composed, write_csv
 from utils.weights import digest
 
 # Where a resumed run found what it needs: the next one looks there, too

@@ -11,7 +11,6 @@ import numpy as np
 import paddle
 
 from data.make_sample import make_sample
-from models.teacher_model import Backbone
 from utils import engine
 from utils.data_utils import images_per_fold
 from utils.distributed import print0, world
@@ -20,7 +19,7 @@ from utils.files import check_writable, here, new_folder, quoted
 from utils.images.dataset import find_categories
 from utils.images.duplicates import duplicate_rows, oversized_group
 from utils.report.build import make_report, write_results
-from utils.report.cost import cost
+from utils.report.cost import costs
 from utils.report.text import report_text, summary
 from utils.run import resume
 from utils.run.checkpoint import check_space, load_checkpoint, save_checkpoint
@@ -244,18 +243,13 @@ class Run:
         world.leave()
         if world.rank:
             return
-        settings, shape = self.settings, [3, self.settings.image_size, self.settings.image_size]
-        classes = len(self.images.categories)
-        whole_teacher = paddle.nn.Sequential(Backbone(), paddle.nn.Linear(2048, classes))
-        networks = {name: cost(layer, shape, self.threads) for name, layer in (
-            ("student", students[0].network), ("teacher", whole_teacher))}
+        settings = self.settings
         if not any(s.history for s in students if s.is_fold):
             self.hint = ""  # all have failed: resumed, they would again
-        failed = [f"{s.name} stopped at {s.failed}" for s in students if s.failed]
-        write_results(self.folder, [s for s in students if s.is_fold],
-                      [s for s in students if s.is_control], teacher_probs, self.images,
-                      self.groups, failed, networks, self.notes,
-                      final=next((s for s in students if s.is_final and s.history), None))
+        networks = costs(students[0].network, len(self.images.categories), settings.image_size,
+                         self.threads)
+        write_results(self.folder, students, teacher_probs, self.images, self.groups, networks,
+                      self.notes)
         report = make_report(self.folder)
         for fold in report["folds"]:
             update_about(weights_path(settings, fold["fold"]), temperature=fold["temperature"])
