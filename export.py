@@ -11,7 +11,6 @@ is compared with the students on real images before it is kept. int8, a quarter 
 never exactly the same: its accuracy is compared on the validation images of its student, of the
 final model on its training images. ONNX needs requirements-export.txt. Needs no GPU.
 """
-import contextlib
 import logging
 import os
 import tempfile
@@ -90,8 +89,11 @@ def main(argv=None):
     validation = validation_images(about) if "int8" in formats else None
 
     size = about["image_size"]
-    source = args.image_path or [about.get("settings", {}).get("data_dir", "?")]
-    images = some_images(source, size, 2 * COMPARED)
+    data_dir = about.get("settings", {}).get("data_dir")
+    if not (args.image_path or data_dir):
+        raise InputError("the students were trained on the images of several folders; name some to "
+                         "compare predictions on with --image_path")
+    images = some_images(args.image_path or [data_dir], size, 2 * COMPARED)
     images, others = images[::2], images[1::2] or images
     with paddle.no_grad():  # what the export must predict: each student as it was trained
         x = paddle.to_tensor(normalize(images))
@@ -139,9 +141,7 @@ def some_images(source, size, count):
 
     Raises InputError if there is none.
     """
-    files = []
-    with contextlib.suppress(InputError):
-        files = find_images(source, recursive=True)[0]
+    files = find_images(source, recursive=True)[0]
     chosen = np.unique(np.linspace(0, len(files) - 1, count).round().astype(int)) if files else []
     images = [image for image, _ in read_images([files[i] for i in chosen], size)
               if image is not None]

@@ -135,7 +135,8 @@ def main():
     threads = settings.threads or CORES
     if sample:
         make_sample(settings.data_dir)
-    settings.categories = tuple(find_categories(settings.data_dir, settings.categories))
+    settings.categories = tuple(find_categories(settings.data_dir, settings.categories,
+                                                settings.exclude))
     for batches, arms in passes:
         for s in (batches, *arms.values()):
             s.categories = settings.categories

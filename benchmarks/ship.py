@@ -14,7 +14,8 @@ import shutil
 import subprocess
 import sys
 
-sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), os.pardir))
+ROOT = os.path.join(os.path.dirname(os.path.abspath(__file__)), os.pardir)
+sys.path.insert(0, ROOT)
 from utils import CORES, processor  # first: it sets what numpy, paddle and cv2 read when they load
 
 # isort: split
@@ -37,29 +38,29 @@ from utils.images.duplicates import find_groups
 from utils.predict import load_model, load_students, predict_files
 from utils.report.cost import milliseconds
 from utils.report.statistics import compare, wilson
-from utils.settings import Settings, new_settings, parse
+from utils.settings import FINAL, Settings, new_settings, parse
 from utils.store import open_store
 from utils.train_utils import build_student, frozen_stem, train_step
 from utils.weights import arrays_of, imagenet_weights, read_about, save_weights
 
 OUTER = 5
-ROOT = os.path.join(os.path.dirname(os.path.abspath(__file__)), os.pardir)
 
 
 def main():
     given, sample, resume = parse(None, __doc__)
     settings = new_settings(given, sample)
-    if resume or sample or settings.folds or settings.no_final_model or "save_dir" in given:
-        raise InputError("--sample, --resume, --folds, --no_final_model, --save_dir: leave the "
-                         "option out; name images with --data_dir")
+    refused = {"folds", "no_final_model", "save_dir", "exclude", "groups"} & given.keys()
+    if resume or sample or refused:
+        raise InputError("--sample, --resume, --folds, --no_final_model, --save_dir, --exclude, "
+                         "--groups: leave the option out; name images with --data_dir and "
+                         "--categories")
     engine.keep_memory()
     engine.choose_device(settings.device)
-    settings.categories = tuple(find_categories(settings.data_dir, settings.categories,
-                                                settings.exclude))
+    settings.categories = tuple(find_categories(settings.data_dir, settings.categories))
     images = load_images(settings, CORES)
     groups = find_groups(images, settings, CORES)
     outer = assign_folds(images.labels, OUTER, settings.seed, images.categories, groups)
-    predicted = {}  # {name: int [N]}, or [K, N] of the folds' students
+    predicted = {}  # {name: int [N]}
     for part in range(OUTER):
         folder = os.path.join(settings.log_dir, f"outer{part}")
         rows, seen = np.flatnonzero(outer == part), np.flatnonzero(outer != part)
@@ -68,8 +69,7 @@ def main():
         if not os.path.exists(distilled):
             distill(saved, distilled)
         students = sorted(glob.glob(os.path.join(saved, "best_model_fold*.pdparams")))
-        files = {"all students": students, "final model": [os.path.join(saved, "final_model"
-                                                                               ".pdparams")],
+        files = {"all students": students, "final model": [os.path.join(saved, FINAL)],
                  "distilled": [distilled]} | {f"student {k}": [s] for k, s in enumerate(students)}
         paths = [os.path.join(settings.data_dir, images.paths[i]) for i in rows]
         for name, group in files.items():
@@ -106,8 +106,8 @@ def train(folder, images, rows, given):
 def distill(saved, path):
     """Train a student on all images of a run, taught by the mean of its students' logits."""
     files = sorted(glob.glob(os.path.join(saved, "best_model_fold*.pdparams")))
-    about, students, temperatures = load_students(files)
-    final = read_about(os.path.join(saved, "final_model.pdparams"))
+    _, students, temperatures = load_students(files)
+    final = read_about(os.path.join(saved, FINAL))
     settings = dataclasses.replace(Settings(**final["settings"]), alpha=0.5, temperature=1.0,
                                    feature_weight=0.0)
     images = load_images(settings, CORES)
@@ -155,7 +155,7 @@ def print_table(predicted, labels, groups, files, settings):
                                for key in ("gained", "lost", "mcnemar_p"))
             against = f"| {gained:.0f}, {lost:.0f} | {p:.2g} "
         size = sum(map(os.path.getsize, files[name])) / 1e6
-        about, students, temperatures = load_students(files[name])
+        _, students, temperatures = load_students(files[name])
         run = engine.compiled(Ensemble(students, temperatures), list(x.shape[1:]), CORES)
         title = f"one student (mean of {len(single)})" if name == "student 0" else name
         print(f"| {title} | {correct.mean():.4f} | {low:.3f} to {high:.3f} | "

@@ -149,6 +149,7 @@ def test_paddle_alone_needs_no_onnx_and_several_have_nothing_of_the_first_alone(
 def test_wrong_exports_are_one_line(sample, weights, tmp_path):
     for wrong, why in (
             (["--image_path", str(tmp_path)], "no image in"),
+            (["--image_path", str(tmp_path), "typo"], "--image_path typo: there is no such image"),
             (["--model_path", *weights, "--format", "int8"], "--format int8: takes one student"),
             (["--output", str(tmp_path / "missing" / "exported")],
              "--output .*: there is no folder .*missing;"),

@@ -16,7 +16,7 @@ from models.teacher_model import Backbone
 from utils.errors import InputError
 from utils.images.read import read_image
 from utils.report import statistics
-from utils.report.build import answers_of, completed, make_report, write_results
+from utils.report.build import completed, make_report, read_predictions, write_results
 from utils.report.cost import cost, count
 from utils.report.statistics import calibration_error, wilson
 from utils.run.log import Log
@@ -154,9 +154,10 @@ def test_every_figure_follows_from_the_csv(tmp_path, trained, with_control):
     assert text == (tmp_path / "report.txt").read_text("utf-8")
     plots = "report", "confusion_matrix", "curves", "confidence", "mistakes"
     assert all((tmp_path / f"{f}.png").stat().st_size > 5000 for f in plots)
-    probabilities_read, labels = answers_of(str(tmp_path))
-    assert (labels == truth).all() and set(probabilities_read) == set(prefixes)
-    for who, values in probabilities_read.items():
+    predictions = read_predictions(str(tmp_path), names)
+    assert (predictions.labels == truth).all()
+    assert set(predictions.probabilities) == set(prefixes)
+    for who, values in predictions.probabilities.items():
         np.testing.assert_allclose(values, probabilities[who], rtol=1e-6)
 
 
@@ -229,8 +230,8 @@ def test_visualdl_shows_the_curves_of_every_category(tmp_path):
     log = Log(str(tmp_path))
     log.results(report)
     log.close()
-    answers, labels = answers_of(str(tmp_path))
-    p = answers["student"]
+    predictions = read_predictions(str(tmp_path), report["category_names"])
+    labels, p = predictions.labels, predictions.probabilities["student"]
     (file,) = glob.glob(str(tmp_path / "student" / "vdlrecords*"))
     log = reader(file_path=file)
     assert [sorted(log.get_tags()[f"{k.lower()}_curve"]) for k in ("PR", "ROC")] == [

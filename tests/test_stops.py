@@ -41,7 +41,7 @@ def test_stopped_by_ctrl_c_and_killed_it_ends_the_same(whole, compiled_once, cap
     for end in (signal.SIGHUP, signal.SIGKILL):
         # the checkpoint has everything that is needed
         (where / "stopped" / "saved" / "best_model_fold0.json").unlink(missing_ok=True)
-        process, printed = started([*command.split()[1:], "--save_minutes", "0",
+        process, printed = started([*command.split()[1:], "--save_minutes", "0", "--device", "cpu",
                                     "--cache_dir", cache], "each epoch")
         assert "\ncontinues in epoch " in "".join(printed)
         time.sleep(0.5)
@@ -53,7 +53,8 @@ def test_stopped_by_ctrl_c_and_killed_it_ends_the_same(whole, compiled_once, cap
     assert process.wait() == -signal.SIGKILL
     recorded = json.loads(content(os.path.join(run, "settings.json")))
     # places are kept, other options are not
-    assert recorded["cache_dir"] == cache and recorded["save_minutes"] == 10
+    assert recorded["cache_dir"] == cache
+    assert recorded["save_minutes"] == 10 and recorded["device"] == "auto"
     main.main(["--resume", "--log_dir", str(where / "stopped" / "logs")])
     assert_same_end(where, "stopped", *whole_run)
     capsys.readouterr()

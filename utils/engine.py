@@ -23,9 +23,10 @@ from utils.files import free_bytes
 
 NO_GPU = "no GPU: this Paddle was built for the CPU, or no CUDA device is visible"
 M_TRIM_THRESHOLD, M_MMAP_MAX, M_ARENA_MAX = -1, -4, -8  # of malloc.h
+PADDLE_2 = paddle.__version__.startswith("2.")
 # AVX512-BF16 or AMX, unless oneDNN is told to do without; other processors would emulate it slowly,
 # and Paddle 2 prints a dozen lines with it
-BFLOAT16 = (paddle.__version__ >= "3" and paddle.base.core.supports_bfloat16_fast_performance()
+BFLOAT16 = (not PADDLE_2 and paddle.base.core.supports_bfloat16_fast_performance()
             and not {"ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA"} & os.environ.keys())
 
 

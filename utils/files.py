@@ -1,4 +1,6 @@
 """Files and folders: written whole or not at all, and checked before anything is computed."""
+import contextlib
+import itertools
 import json
 import math
 import os
@@ -53,14 +55,11 @@ def read_json(path):
 
 def new_folder(parent, name):
     """Make parent/name, or parent/name-2, -3, ... if that exists; returns its path."""
-    for number in range(1, 10_000):
+    for number in itertools.count(1):
         path = os.path.join(parent, name if number == 1 else f"{name}-{number}")
-        try:
+        with contextlib.suppress(FileExistsError):
             os.makedirs(path)
             return path
-        except FileExistsError:
-            continue
-    raise InputError(f"cannot make a folder {name} in {parent}: too many with that name")
 
 
 def free_bytes(folder):

@@ -79,7 +79,7 @@ def split_groups(labels, num_folds, seed, groups):
             fold_of_group[g] = np.argmin(counts @ weights[g])
             counts[fold_of_group[g]] += contents[g]
         if (counts > 0).all():
-            return rng.permutation(num_folds)[fold_of_group][group_of.ravel()]
+            return rng.permutation(num_folds)[fold_of_group][group_of]
     return None
 
 

@@ -15,7 +15,7 @@ import numpy as np
 
 from models.student_model import Ensemble, Student
 from utils import CORES
-from utils.engine import compiled, network_file, predictor, versions
+from utils.engine import PADDLE_2, compiled, network_file, predictor
 from utils.errors import InputError
 from utils.explain import explain
 from utils.files import here
@@ -109,7 +109,7 @@ def load_export(path):
     """
     if path.endswith(".pdiparams"):
         network = network_file(os.path.splitext(path)[0])
-        if network.endswith(".json") and versions()["paddle"].startswith("2."):
+        if network.endswith(".json") and PADDLE_2:
             # reading it would kill the process
             raise InputError(f"{path} was exported with Paddle 3, and this is Paddle 2: export it "
                              "again with this version")

@@ -67,7 +67,7 @@ class Store:
         if world.any(not os.access(self.folder, os.W_OK)):
             raise NoRoom(self.cannot("no permission to write"))
         try:
-            fill(self, wanted)
+            fill_rows(self, wanted)
         except OSError as e:
             raise InputError(self.cannot(e.strerror or e)) from e
 
@@ -190,7 +190,7 @@ def open_store(teacher, images, run, optional=False):
     return store
 
 
-def fill(store, wanted):
+def fill_rows(store, wanted):
     """Compute those of the first `wanted` rows that are missing.
 
     All processes share the work, one of each machine writes.

@@ -5,8 +5,8 @@ from concurrent.futures import ThreadPoolExecutor
 from tqdm import tqdm
 
 
-def prefetch(make, jobs, threads, ahead=2):
-    """Yield make(job) for each job, in order, computed in threads up to threads + ahead jobs early.
+def prefetch(make, jobs, threads):
+    """Yield make(job) for each job, in order, computed in threads up to threads + 2 jobs early.
 
     Threads, since cv2 releases the interpreter's lock and Paddle's worker processes deadlock. What
     a job raises is raised here.
@@ -16,7 +16,7 @@ def prefetch(make, jobs, threads, ahead=2):
         pending = collections.deque()
         for job in jobs:
             pending.append(pool.submit(make, job))
-            if len(pending) > threads + ahead:
+            if len(pending) > threads + 2:
                 yield pending.popleft().result()
         while pending:
             yield pending.popleft().result()

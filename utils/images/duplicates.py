@@ -163,8 +163,9 @@ def find_duplicates(images, threads=CORES, near=True):
 
 def exact_duplicates(images, threads=CORES):
     """Pairs (first, another) of rows with identical squares: list of (int, int)."""
-    counts = collections.Counter(images.checksums.tolist())
-    shared = [i for i, c in enumerate(images.checksums.tolist()) if counts[c] > 1]
+    checksums = images.checksums.tolist()
+    counts = collections.Counter(checksums)
+    shared = [i for i, c in enumerate(checksums) if counts[c] > 1]
 
     def content(i):
         return hashlib.sha256(np.ascontiguousarray(images.square(i))).digest()

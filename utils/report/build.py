@@ -136,13 +136,6 @@ def read_predictions(folder, categories):
     return Predictions(paths, labels, folds, groups, probabilities, raw)
 
 
-def answers_of(folder):
-    """({name of PREFIXES: calibrated probabilities float32 [N, C]}, labels int64 [N]) of a run."""
-    categories = read_json(os.path.join(folder, "settings.json"))["categories"]
-    predictions = read_predictions(folder, categories)
-    return predictions.probabilities, predictions.labels
-
-
 def make_report(folder):
     """Make the report of a finished run from its files, and return its figures as a dict.
 

@@ -10,7 +10,7 @@ from utils.settings import RANDOM
 
 FAR_BELOW = 0.1  # in balanced accuracy
 BLOWN_UP = 3     # times the loss of a student that has learned nothing
-LABELS = "in augmented_images.png that the augmentations keep the category"
+AUGMENTED = "in augmented_images.png that the augmentations keep the category"
 
 
 def student_notes(predictions, headline, settings, history):
@@ -46,12 +46,13 @@ def student_notes(predictions, headline, settings, history):
     guessing = students_with(guesses)
     if guessing:
         notes.append(f"the {guessing}: hardly better than guessing; check that the images are in "
-                     f"the right folders, and {LABELS}; train longer (--num_epochs), with more "
+                     f"the right folders, and {AUGMENTED}; train longer (--num_epochs), with more "
                      "images or another --base_lr")
     below = "" if guessing else students_with(is_far_below)
     if below:
         notes.append(f"the {below}: balanced accuracy far below the teacher's; train longer "
-                     f"(--num_epochs) or more blocks (a lower --freeze_depth), and check {LABELS}")
+                     "(--num_epochs) or more blocks (a lower --freeze_depth), and check "
+                     f"{AUGMENTED}")
     return notes
 
 

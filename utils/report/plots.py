@@ -131,11 +131,11 @@ def contact_sheet(images, titles, path, show=False):
     """
     columns, side, gap = min(5, len(images)), 200, 10
     rows, lines = math.ceil(len(images) / columns), max(t.count("\n") for t in titles) + 1
-    height, width = side + 16 * lines + gap, side + gap
-    canvas = np.full((rows * height, columns * width, 3), 255, np.uint8)
+    height, pitch = side + 16 * lines + gap, side + gap
+    canvas = np.full((rows * height, columns * pitch, 3), 255, np.uint8)
     fig = Figure(figsize=(canvas.shape[1] / 100, canvas.shape[0] / 100), dpi=100)
     for n, (image, title) in enumerate(zip(images, titles)):
-        bottom, left = (n // columns + 1) * height, n % columns * width
+        bottom, left = (n // columns + 1) * height, n % columns * pitch
         canvas[bottom - side:bottom, left:left + side] = cv2.resize(
             np.ascontiguousarray(image), (side, side), interpolation=cv2.INTER_AREA)
         title = "\n".join(shorten(printable(line), 28) for line in title.split("\n"))

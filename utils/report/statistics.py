@@ -197,10 +197,10 @@ def _answered(confidence, correct, groups, threshold):
                                         None if groups is None else groups[answered])}
 
 
-def coverage(probabilities, labels, groups=None, points=20):
-    """Accuracy and share of answered images at about `points` rising thresholds of confidence."""
+def coverage(probabilities, labels, groups=None):
+    """Accuracy and share of answered images at about 20 rising thresholds of confidence."""
     confidence, correct = probabilities.max(1).astype(float), probabilities.argmax(1) == labels
-    quantiles = np.quantile(confidence, np.arange(points) / points)
+    quantiles = np.quantile(confidence, np.arange(20) / 20)
     chosen = np.unique(np.searchsorted(THRESHOLDS, quantiles, "right") - 1)
     return [_answered(confidence, correct, groups, t) for t in THRESHOLDS[chosen]]
 

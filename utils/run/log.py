@@ -17,7 +17,7 @@ from utils.data_utils import augmented_square, epoch_order, images_per_fold, sto
 from utils.distributed import print0
 from utils.folds import EXACT_HINT
 from utils.images.read import read_image
-from utils.report.build import answers_of
+from utils.report.build import read_predictions
 from utils.report.plots import contact_sheet, unreadable
 from utils.report.statistics import at_least
 from utils.settings import RANDOM
@@ -144,7 +144,8 @@ class Log:
                 path = os.path.join(self.folder, f"{name}.png")
                 if os.path.exists(path):  # mistakes.png needs a mistake
                     self.writer("images").add_image(name, read_image(path), 0)
-            answers, labels = answers_of(self.folder)
+            predictions = read_predictions(self.folder, report["category_names"])
+            answers = predictions.probabilities
             metrics = {f"result/{name}_{key}": report["out_of_fold"][name][key] for name in answers
                        for key in ("accuracy", "macro_f1", "calibration_error")}
             against = report.get("student_against_control") or {}
@@ -159,7 +160,7 @@ class Log:
             for name, probabilities in answers.items():
                 for i, category in enumerate(report["category_names"]):
                     self._curves(name, category.replace("%", "％"), probabilities[:, i],
-                                 labels == i)
+                                 predictions.labels == i)
 
     def _curves(self, name, tag, scores, positive):
         """What add_pr_curve and add_roc_curve would write; they fail with NumPy 1.24 and later."""

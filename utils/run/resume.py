@@ -19,7 +19,8 @@ from utils.tables import composed, write_csv
 from utils.weights import digest
 
 # Where a resumed run found what it needs: the next one looks there, too
-PLACES = [f.name for f in dataclasses.fields(Settings) if f.metadata["free"] and f.type is str]
+PLACES = [f.name for f in dataclasses.fields(Settings)
+          if f.metadata["free"] and f.type is str and not f.metadata["choices"]]
 
 
 def find_run(resume, given):
