@@ -89,10 +89,10 @@ def main(argv=None):
     validation = validation_images(about) if "int8" in formats else None
 
     size = about["image_size"]
-    data_dir = about.get("settings", {}).get("data_dir")
-    if not (args.image_path or data_dir):
-        raise InputError("the students were trained on the images of several folders; name some to "
-                         "compare predictions on with --image_path")
+    data_dir = about.get("settings", {}).get("data_dir", "")
+    if not (args.image_path or os.path.isdir(data_dir)):
+        raise InputError(f"the images of the training are not in {data_dir or 'one folder'}; name "
+                         "some to compare predictions on with --image_path")
     images = some_images(args.image_path or [data_dir], size, 2 * COMPARED)
     images, others = images[::2], images[1::2] or images
     with paddle.no_grad():  # what the export must predict: each student as it was trained

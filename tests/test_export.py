@@ -3,6 +3,7 @@ import glob
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import textwrap
@@ -18,6 +19,7 @@ import inference
 from conftest import ROOT, read_rows
 from models.student_model import Ensemble, Student, freeze
 from utils.errors import InputError
+from utils.files import read_json, write_json
 from utils.predict import load_export, load_model
 from utils.transforms import normalize
 
@@ -144,6 +146,16 @@ def test_paddle_alone_needs_no_onnx_and_several_have_nothing_of_the_first_alone(
     assert not {"fold", "epoch", "scores", "temperature"} & set(model.about)
     assert len(model.about["temperatures"]) == 2
     assert model.predict(np.zeros((1, 32, 32, 3), np.uint8)).shape == (1, 4)
+
+
+def test_without_the_images_of_the_training_others_must_be_named(weights, tmp_path):
+    path = shutil.copy(weights[0], tmp_path)
+    about = read_json(os.path.splitext(weights[0])[0] + ".json")
+    for data_dir, where in ((str(tmp_path / "gone"), "gone"), (None, "one folder")):
+        about["settings"] = {"data_dir": data_dir} if data_dir else {}
+        write_json(os.path.splitext(path)[0] + ".json", about)
+        with pytest.raises(InputError, match=f"not in .*{where}; name some .* --image_path"):
+            export.main(["--model_path", path, "--output", str(tmp_path / "exported")])
 
 
 def test_wrong_exports_are_one_line(sample, weights, tmp_path):
