@@ -5,8 +5,9 @@
 The images are cut into five outer parts. For each, main.py is run with the options given here on
 the images of the other four, and its weights files predict the fifth part, which nothing has seen.
 The distilled model starts as the final one and learns, from the same images, labels and the mean
-of the students' calibrated logits in equal parts ("born again", Furlanello et al. 2018). A command
-that was stopped continues where it was. Figures: docs/results.md.
+of the students' calibrated logits in equal parts ("born again", Furlanello et al. 2018). The
+table after each part is of all images so far; a command that was stopped continues where it was.
+Figures: docs/results.md.
 """
 import os
 import shlex
@@ -77,7 +78,9 @@ def main():
             own = predicted.setdefault(name, np.full(len(images), -1))
             own[rows] = [p.argmax() for _, p, *_ in predict_files(paths, model)]
             print(f"outer part {part}: {name} {(own[rows] == images.labels[rows]).mean():.4f}")
-    print_table(predicted, images.labels, groups, files, settings)
+        known = np.flatnonzero(outer <= part)
+        print_table({name: own[known] for name, own in predicted.items()}, images.labels[known],
+                    groups[known], files, settings)
 
 
 def train(folder, images, rows, given):

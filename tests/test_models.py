@@ -96,7 +96,12 @@ def test_stem_and_tail_make_the_student(depth):
 
 def test_frozen_network_equals_the_dynamic_graph_at_any_batch_size_and_in_any_threads():
     paddle.seed(2)
-    net = paddle.vision.models.resnet18(num_classes=7)
+    net = paddle.nn.Sequential(paddle.nn.Conv2D(3, 3, 1), paddle.nn.BatchNorm2D(3),
+                               paddle.vision.models.resnet18(num_classes=7))
+    for norm in net.sublayers():
+        if isinstance(norm, paddle.nn.BatchNorm2D):  # as of a trained network
+            for value in (norm.weight, norm.bias, norm._mean, norm._variance):
+                value.set_value(paddle.uniform(value.shape, min=0.5, max=1.5))
     for threads in (1, 2):
         run = compiled(net, [3, 64, 64], threads)
         for batch in (5, 1, 3):
