@@ -150,7 +150,7 @@ def print_table(predicted, labels, groups, files, settings):
     for name in ("student 0", "all students", "final model", "distilled"):
         each = single if name == "student 0" else [predicted[name]]
         correct = np.mean([p == labels for p in each], axis=0)
-        low, high = wilson(each[0] == labels, groups)
+        low, high = wilson(correct, groups)
         against = "| | "
         if name != "final model":
             c = [compare(labels, p, predicted["final model"], groups) for p in each]
