@@ -270,11 +270,17 @@ def test_a_stop_finishes_accepted_requests(sample, service):
     for path in glob.glob(str(sample[0] / "sample" / "Other" / "*.png"))[:16]:
         with open(path, "rb") as f:
             files.append((path, f.read()))
-    with ThreadPoolExecutor(1) as pool:
-        asked = pool.submit(post, address, *files, params={"heat": True})
-        time.sleep(0.4)
+    request = httpx.Request("POST", address + "/predict", files=[("images", f) for f in files],
+                            params={"heat": True})
+    body = request.read()
+
+    def stopped_halfway():
+        yield body[:len(body) // 2]
+        assert httpx.get(address + "/health").status_code == 200  # the first half has arrived
         process.send_signal(signal.SIGTERM)
-        assert asked.result().status_code == 200 and len(asked.result().json()["images"]) == 16
+        yield body[len(body) // 2:]
+    answer = httpx.post(request.url, content=stopped_halfway(), headers=request.headers, timeout=60)
+    assert answer.status_code == 200 and len(answer.json()["images"]) == 16
     process.wait(30)
     with pytest.raises(httpx.TransportError):
         post(address, files[0])
