@@ -33,7 +33,7 @@ from utils.teacher import fitted_augmentations, half_precision
 from utils.threads import prefetch, progress
 from utils.weights import arrays_of, digest, new_student
 
-FORMAT = 1  # raise it when the networks, the augmentations or the files are made differently
+FORMAT = 2  # raise it when the networks, the augmentations or the files are made differently
 BATCH = 16  # images that a network takes at a time, always: its rounding may depend on the number
 SAVE_SECONDS = 20  # between two records of how far the filling is
 SPARE = 4e9  # bytes of the disk that an optional store leaves free: for checkpoints, and for others
