@@ -214,8 +214,8 @@ def write_int8(prefix, x):
     folded = prefix + ".folded.onnx"  # BatchNorm folded into the convolutions
     quant_pre_process(prefix + ".onnx", folded, skip_symbolic_shape=True)
     # The first eight convolutions stay float32: they have few weights, and six of them as int8 cost
-    # 5 points of accuracy on TrashNet. Weights have 7 bits: a processor without VNNI adds products
-    # in pairs, and of 8 bits these overflow
+    # 5 points of accuracy on TrashNet. Weights have 7 bits: a processor without VNNI adds two
+    # products in 16 bits, which overflow with weights of 8
     convolutions = [node.name for node in onnx.load(folded).graph.node if node.op_type == "Conv"]
     quantization.quantize_static(folded, prefix + ".int8.onnx", Reader(), per_channel=True,
                                  reduce_range=True, nodes_to_exclude=convolutions[:8])
