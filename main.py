@@ -56,7 +56,7 @@ def main(argv=None):
 
         teacher = load_teacher(run.teacher_weights, settings, threads)
         # what both frozen networks compute of augmented images; None: new ones in every epoch
-        store = open_store(teacher, images, run, run.is_default("stored_augmentations"))
+        store = open_store(teacher, images, run, optional=run.is_default("stored_augmentations"))
         if run.resuming:
             heads, teacher_probs = run.saved_heads
         else:
@@ -70,10 +70,9 @@ def main(argv=None):
         if store:
             store.fill()  # only now: check_teacher has stopped a run whose teacher is useless
 
-        def build(k, settings, name=None):
-            return build_student(k, images.labels, fold_of, heads[k], settings,
-                                 run.student_weights, name)
-        students = [build(k, settings) for k in settings.held_out]  # the last: the final model
+        def build(k, s, name=None):  # s: the run's settings, or the control's
+            return build_student(k, images.labels, fold_of, heads[k], s, run.student_weights, name)
+        students = [build(k, settings) for k in settings.held_out]  # and the final model, if any
         if settings.control:  # the same students without the teacher
             students += [build(k, settings.without_teacher(), f"control{k}")
                          for k in settings.trained_folds]
@@ -85,7 +84,7 @@ def main(argv=None):
 
 
 def train(students, images, fold_of, teacher, stem, run, store=None):
-    """Train the students side by side until each has stopped; `run` logs and saves.
+    """Train side by side until all but the final model have stopped; `run` logs and saves.
 
     fold_of: int64 [N]; teacher: x -> features [B, 2048]; stem: x -> maps [B, C, H, W]; run: a Run,
     or anything with its settings, threads, epoch, step, after_step and after_epoch; store: outputs

@@ -124,6 +124,7 @@ def test_a_place_that_cannot_be_written_to_is_named_before_training(sample, tmp_
     (["--data_dir", ROOT, "--teacher_weights", "nowhere.pdparams"],
      "cannot read the weights file nowhere.pdparams"),
     (["--sample", "--folds", "5"], "--folds 5: with --num_folds 5 the folds are 0 to 4"),
+    (["--num_epochs", "1" + "0" * 400], "must be at least 1 and at most 100000"),
     (["--alpha", "1.5"], "--alpha 1.5: must be at least 0 and at most 1"),
     (["--num_epochs", "3", "--warmup_epochs", "5"], "--warmup_epochs 5"),
     (["--data_dir", "."],

@@ -63,6 +63,8 @@ def test_an_augmentation_that_destroys_the_label_is_noted(settings, capsys, cate
     notes = check_augmented(teacher, features, heads, images, fold_of, settings)
     assert [note.split("--")[-1] for note in notes] == [f"{option} 0" for option in told]
     assert capsys.readouterr().out == "".join(f"note: {note}\n" for note in notes)
+    # a mirrored side is never recognized, whatever the other categories
+    assert all("no longer recognizes 100% of" in note for note in notes if "flip" in note)
     plain = dataclasses.replace(settings, flip_horizontal=0.0, flip_vertical=0.0, rotation=0.0,
                                 hue=0.0)
     assert check_augmented(teacher, features, heads, images, fold_of, plain) == []

@@ -42,9 +42,9 @@ class Settings:
     cache_dir: str = setting("data/cache", "where decoded images and stored augmentations are kept "
                              "for later runs",
                              free=True)
-    cache_gb: float = setting(16.0, "size limit of cache_dir, GB; the oldest caches are deleted "
-                              "first, and images that do not fit are decoded again in every epoch",
-                              0, 1e6, free=True)
+    cache_gb: float = setting(16.0, "size limit of decoded images in cache_dir, GB; the oldest are "
+                              "deleted first, and images that do not fit are decoded again in "
+                              "every epoch", 0, 1e6, free=True)
     store_gb: float = setting(32.0, "size limit of what --stored_augmentations keeps in cache_dir, "
                               "GB; the oldest is deleted first", 0, 1e6, free=True)
     # folds
@@ -122,7 +122,8 @@ class Settings:
                             "faster (processors with bfloat16, GPUs)")
     threads: int = setting(0, "processor cores to use; 0: all", 0, 4096, free=True)
     log_dir: str = setting("logs", "one sub-folder per run: report, plots, scalars, VisualDL")
-    save_dir: str = setting("models_saved", "folder for the best weights of each fold", free=True)
+    save_dir: str = setting("models_saved", "folder for the best weights of each fold and of the "
+                            "final model", free=True)
     save_minutes: float = setting(10.0, "minutes between two checkpoints for --resume; the end of "
                                   "an epoch is saved as well, at most once a minute", 0, free=True)
     show: bool = setting(False, "open windows with images (they are saved as files in any case)",
@@ -221,8 +222,8 @@ def check_value(f, value):
     choices, low, high = (f.metadata[k] for k in ("choices", "low", "high"))
     if choices and value not in choices:
         raise InputError(f"--{f.name} {value}: must be one of {', '.join(choices)}")
-    if isinstance(value, (int, float)) and not (low <= value <= high and math.isfinite(value)):
-        finite = "" if math.isfinite(value) else "finite, "
+    if isinstance(value, (int, float)) and not (low <= value <= high and abs(value) < math.inf):
+        finite = "" if abs(value) < math.inf else "finite, "  # math.isfinite fails with 10**400
         at_most = f" and at most {high}" if high < math.inf else ""
         raise InputError(f"--{f.name} {value}: must be {finite}at least {low}{at_most}")
 

@@ -144,9 +144,10 @@ def open_store(teacher, images, run, optional=False):
 
     What the heads need is computed here, and the space for all of it taken on the disk; Store.fill
     computes the rest, once check_teacher has accepted the teacher. teacher: x -> features [B, D];
-    run: a Run, or anything with its settings, threads, teacher_weights and student_weights.
-    optional: leave SPARE of the disk free, and without room say so, set the option to 0 and return
-    None. All processes call this. Raises NoRoom and InputError as Store.fill does.
+    run: a Run, or anything with its settings, threads, teacher_weights and student_weights, and
+    with `optional` its notes. optional: leave SPARE of the disk free, and without room say so, set
+    the option to 0 and return None. All processes call this. Raises NoRoom and InputError as
+    Store.fill does.
     """
     settings = run.settings
     count, side, depth = (settings.stored_augmentations, settings.image_size,

@@ -14,7 +14,7 @@ from utils.distributed import print0, world
 from utils.engine import compiled, has_half, when_used
 from utils.errors import InputError
 from utils.report.statistics import near_chance
-from utils.tables import printable
+from utils.tables import listed
 from utils.threads import prefetch, progress
 from utils.weights import load_into
 
@@ -167,13 +167,14 @@ def check_augmented(teacher, features, heads, images, fold_of, settings):
         changed = np.concatenate([teacher(augmented(images, batch, only, stored_epoch(1))).numpy()
                                   for batch in np.split(known, range(16, len(known), 16))])
         lost = predict_out_of_fold(changed, heads, fold_of[known]).argmax(1) != labels
-        found = [printable(names[c]) for c in np.unique(labels) if binomtest(
+        found = [c for c in np.unique(labels) if binomtest(
             int(lost[labels == c].sum()), int((labels == c).sum()), 1 / 3, "greater").pvalue
             < 0.01 / len(names)]
         if found:
-            notes.append(f"{', '.join(alone)} may destroy the label of {', '.join(found[:5])}"
-                         f"{', ...' if found[5:] else ''}: with it the teacher no longer "
-                         f"recognizes {lost.mean():.0%} of the images that it recognizes plain; "
+            share = lost[np.isin(labels, found)].mean()
+            notes.append(f"{', '.join(alone)} may destroy the label of "
+                         f"{listed([names[c] for c in found], 5)}: with it the teacher no longer "
+                         f"recognizes {share:.0%} of their images that it recognizes plain; "
                          "if it changes what they show, train with "
                          + " ".join(f"--{o} 0" for o in alone))
             print(f"note: {notes[-1]}")

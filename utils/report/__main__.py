@@ -1,5 +1,4 @@
 """python -m utils.report logs/<run>: make the report of a finished run again from its files."""
-import utils  # noqa: F401  first: it sets what numpy, paddle and cv2 read when they load
 from utils.command import Parser, run_command
 
 

@@ -3,7 +3,6 @@
     cost(Student(4), [3, 224, 224], threads=2)      # {"parameters": 3541764, "multiply_adds": ...}
     costs(Student(4), 4, 224, threads=2)            # {"student": {...}, "teacher": {...}}
 """
-import statistics
 import timeit
 
 import numpy as np
@@ -40,7 +39,7 @@ def milliseconds(run, x):
     """Milliseconds per image of run(x): the median of seven calls after one to warm up."""
     def call():
         np.asarray(run(x))  # waits for a GPU
-    return 1000 * statistics.median(timeit.repeat(call, number=1, repeat=8)[1:]) / len(x)
+    return 1000 * float(np.median(timeit.repeat(call, number=1, repeat=8)[1:])) / len(x)
 
 
 def cost(layer, input_shape, threads):

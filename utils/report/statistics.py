@@ -19,6 +19,7 @@ from sklearn.metrics import balanced_accuracy_score, f1_score
 
 THRESHOLDS = np.arange(1001) / 1000  # of confidence
 TINY = np.finfo(np.float32).tiny
+BINS = 15  # of confidence, of equal width
 
 
 def best_epoch(scores, losses):
@@ -73,18 +74,18 @@ def wilson(correct, groups=None):
     return [float(interval(math.floor(successes)).low), float(interval(math.ceil(successes)).high)]
 
 
-def reliability(probabilities, labels, bins=15):
-    """In equal-width bins of confidence: (images, correct ones, sum of confidence), each [bins]."""
+def reliability(probabilities, labels):
+    """In equal-width bins of confidence: (images, correct ones, sum of confidence), each [BINS]."""
     confidence = probabilities.max(1)
-    bin_of = np.minimum((confidence * bins).astype(int), bins - 1)
-    return [np.bincount(bin_of, weights, bins)
+    bin_of = np.minimum((confidence * BINS).astype(int), BINS - 1)
+    return [np.bincount(bin_of, weights, BINS)
             for weights in (None, probabilities.argmax(1) == labels, confidence)]
 
 
-def calibration_error(probabilities, labels, bins=15):
+def calibration_error(probabilities, labels):
     """Expected calibration error (Guo et al. 2017), 0 (perfect) to 1: the gap between confidence
     and accuracy, averaged over equal-width bins of confidence weighted by their images."""
-    _, correct, confidence = reliability(probabilities, labels, bins)
+    _, correct, confidence = reliability(probabilities, labels)
     return float(np.abs(correct - confidence).sum() / len(labels))
 
 
@@ -140,7 +141,7 @@ def score(probabilities, labels, uncalibrated=None, groups=None):
     return figures
 
 
-def compare(labels, predicted, other_predicted, groups=None, resamples=10_000, seed=0):
+def compare(labels, predicted, other_predicted, groups=None, resamples=10_000):
     """What a network gains over another on the same images, and whether that could be chance.
 
     mcnemar_p: exact and two-sided (McNemar 1947), over the images that only one of the two predicts
@@ -163,7 +164,7 @@ def compare(labels, predicted, other_predicted, groups=None, resamples=10_000, s
     size = n / len(per_group)
     pseudo_groups = [[size, 0, 0, size], [0, size, 0, size]]
     kinds, counts = np.unique(np.r_[per_group, pseudo_groups], axis=0, return_counts=True)
-    draws = np.random.default_rng(seed).multinomial(counts.sum(), counts / counts.sum(), resamples)
+    draws = np.random.default_rng(0).multinomial(counts.sum(), counts / counts.sum(), resamples)
     g, x, z, drawn = (draws @ kinds).T
 
     def interval(values):

@@ -44,8 +44,9 @@ SIGNAL_STEPS = 4  # after which processes compare signals; Paddle's launcher kil
 class Run:
     """A run from its command line, in a `with` statement.
 
-    Has .settings, .threads, .teacher_weights and .student_weights (of imagenet_weights), .resuming,
-    and where training starts: .epoch and .step, both from 0.
+    Has .settings, .threads, .teacher_weights and .student_weights (of imagenet_weights), .notes for
+    the report, .resuming, and where training starts: .epoch and .step, both from 0. A resumed run
+    also has .saved_heads: the heads and the teacher's probabilities.
     """
     resuming, epoch, step, folder = False, 0, 0, None
     hint = ""  # how to continue, once there is a checkpoint
@@ -118,17 +119,20 @@ class Run:
                              f"{settings.data_dir} or of the weights files on the machines differ, "
                              "or a file has just changed")
         check_room(settings, len(images.categories), self.resuming)
-        if self.resuming:
-            *self.saved_heads, self.notes = resume.load_start(
-                self.folder, images, fold_of, (self.teacher_weights, self.student_weights),
-                self.threads)
-        else:
+        if not self.resuming:
             folder = None
             if world.rank == 0:
                 folder = new_folder(settings.log_dir, time.strftime("%Y%m%d-%H%M%S"))
                 self.locks.append(lock(folder))
                 resume.record_run(folder, settings, images, fold_of, groups)
             self.folder = world.broadcast(folder)
+        if world.any(not os.path.exists(os.path.join(self.folder, "settings.json"))):
+            raise InputError(f"--log_dir {settings.log_dir}: all processes need the same folder; "
+                             "on several machines, name a shared one (and for --save_dir)")
+        if self.resuming:
+            *self.saved_heads, self.notes = resume.load_start(
+                self.folder, images, fold_of, (self.teacher_weights, self.student_weights),
+                self.threads)
         smallest = int(np.bincount(fold_of).min())  # no image twice in a step
         if images_per_fold(settings) > smallest:
             lowered = smallest * (settings.num_folds - 1)
@@ -138,9 +142,6 @@ class Run:
             self.notes = self.notes or [note]  # a resumed run has it
             settings.batch_size = lowered
         self.name = os.path.basename(os.path.abspath(self.folder))
-        if world.any(not os.path.exists(os.path.join(self.folder, "settings.json"))):
-            raise InputError(f"--log_dir {settings.log_dir}: all processes need the same folder; "
-                             "on several machines, name a shared one (and for --save_dir)")
         if world.rank == 0:
             if self.resuming:
                 resume.update(self.folder, settings, resume.PLACES)
