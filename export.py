@@ -71,7 +71,7 @@ from utils.predict import (
 from utils.report.cost import milliseconds
 from utils.tables import read_csv
 from utils.transforms import normalize
-from utils.weights import EXPORTS
+from utils.weights import EXPORTS, export_checksum
 
 
 def main(argv=None):
@@ -112,19 +112,21 @@ def main(argv=None):
         folder = os.path.join(place, "exported")
         prefix = os.path.join(folder, "model")
         os.mkdir(folder)
-        write_json(os.path.join(folder, "about.json"), about)
         write_paddle(Ensemble(students, temperatures, args.pixels), size, prefix)
         if formats != ["paddle"]:
             write_onnx(prefix)
         if "int8" in formats:
             write_int8(prefix, prepare(others))
+        files = {name: os.path.join(folder, FORMATS[name]) for name in formats}
+        about["checksums"] = [export_checksum(file, about) for file in files.values()]
+        write_json(os.path.join(folder, "about.json"), about)
         print(f"{len(students)} students, compared with their export on {len(images)} images; "
               f"{processor()}, {CORES} cores\n"
               f"{'':12}{'MB':>8}{'ms, one image':>16}{'ms, of 16':>12}{'largest difference':>22}")
-        for name in formats:
-            compare(name, os.path.join(folder, FORMATS[name]), prepare(images), expected)
+        for name, file in files.items():
+            compare(name, file, prepare(images), expected)
         if "int8" in formats:
-            evaluate_int8(os.path.join(folder, FORMATS["int8"]), model_paths[0], *validation,
+            evaluate_int8(files["int8"], model_paths[0], *validation,
                           "validation" if about["fold"] is not None else "training")
         if "onnx" not in formats and "int8" in formats:  # int8 was made from it
             os.remove(prefix + ".onnx")
@@ -214,11 +216,15 @@ def write_int8(prefix, x):
     folded = prefix + ".folded.onnx"  # BatchNorm folded into the convolutions
     quant_pre_process(prefix + ".onnx", folded, skip_symbolic_shape=True)
     # The first eight convolutions stay float32: they have few weights, and six of them as int8 cost
-    # 5 points of accuracy on TrashNet. Weights have 7 bits: a processor without VNNI adds two
-    # products in 16 bits, which overflow with weights of 8
-    convolutions = [node.name for node in onnx.load(folded).graph.node if node.op_type == "Conv"]
+    # 5 points of accuracy on TrashNet. So does the end, from the classifier on: an int8 probability
+    # is a multiple of 1/255. Weights have 7 bits: a processor without VNNI adds two products in 16
+    # bits, which overflow with weights of 8
+    nodes = onnx.load(folded).graph.node
+    convolutions = [node.name for node in nodes if node.op_type == "Conv"]
+    classifier = max(i for i, node in enumerate(nodes) if node.op_type in ("Gemm", "MatMul"))
+    exact = convolutions[:8] + [node.name for node in nodes[classifier:]]
     quantization.quantize_static(folded, prefix + ".int8.onnx", Reader(), per_channel=True,
-                                 reduce_range=True, nodes_to_exclude=convolutions[:8])
+                                 reduce_range=True, nodes_to_exclude=exact)
     os.remove(folded)
 
 

@@ -12,7 +12,6 @@ underconfident (benchmarks/ensemble_calibration.py). Needs no GPU. The exit stat
 one image was classified.
 """
 import collections
-import json
 import os
 import re
 import sys
@@ -20,7 +19,7 @@ import time
 
 from utils.command import Parser, run_command
 from utils.errors import InputError
-from utils.files import check_new
+from utils.files import check_new, write_json
 from utils.settings import FINAL_MODEL
 
 MAX_LEFT_OUT = 20  # files that are named for each reason
@@ -49,7 +48,8 @@ def parse(argv=None):
                        help="save each image beside a heat map of what its prediction is based on, "
                             "in a new folder")
     group.add_argument("--show", action="store_true",
-                       help=f"show the first {MAX_SHEET} images with their predictions")
+                       help=f"show the first {MAX_SHEET} images with their predictions in a "
+                            "window, and save them as predictions-<time>.png")
     group = parser.add_argument_group("machine")
     group.add_argument("--batch_size", type=int, default=32, metavar="N",
                        help="images at a time (default: 32)")
@@ -88,7 +88,7 @@ from utils.weights import EXPORTS
 def main(argv=None):
     args = parse(argv)
     model_paths = find_weights(args.model_path)
-    exported = model_paths[0].endswith(EXPORTS)
+    exported = any(path.endswith(EXPORTS) for path in model_paths)
     if exported and args.explain:
         raise InputError("--explain: an export gives probabilities only; name the .pdparams files "
                          "that it was made from")
@@ -172,12 +172,18 @@ def select_device(use_gpu, exported):
 def save(output, rows, left_out, categories):
     """Write the predictions; rows: [path, category, confidence, one probability per category]."""
     header = ["path", "category", "confidence", *(f"p_{c}" for c in categories)]
-    if output.lower().endswith(".csv"):
-        return write_csv(output, header, rows, mode="x")
-    content = {"images": [dict(zip(header, row)) for row in rows],
-               "left_out": [{"path": path, "reason": reason} for path, reason in left_out]}
-    with open(output, "x", encoding="utf-8", errors="backslashreplace") as f:
-        json.dump(content, f, indent=2, ensure_ascii=False)
+    open(output, "x").close()  # raises an error if it is there by now
+    try:
+        if output.lower().endswith(".csv"):
+            write_csv(output, header, rows)
+        else:
+            write_json(output, {
+                "images": [dict(zip(header, row)) for row in rows],
+                "left_out": [{"path": path, "reason": reason} for path, reason in left_out]})
+    except OSError as e:  # a full disk
+        os.remove(output)
+        raise InputError(f"--output {output}: {e.strerror}; what was predicted is printed "
+                         "above") from e
 
 
 def save_heat_map(folder, number, category, path, jpeg):

@@ -13,6 +13,7 @@ server that has them in front. Needs requirements-serve.txt; no GPU.
 import asyncio
 import base64
 import contextlib
+import errno
 import logging
 import os
 import queue
@@ -166,7 +167,7 @@ def build_app(model_paths, min_confidence=0.0):
     identity = {"files": [os.path.basename(p) for p in model_paths], "run": model.about.get("run"),
                 "categories": categories, "image_size": size,
                 "min_confidence": min_confidence, "heat_maps": model.explain is not None}
-    batches = Batches(model.predict)
+    batches, waiting = Batches(model.predict), 0
     # Few at a time: reading an image of 120 million pixels takes 700 MB, even from a file of 15 kB
     reading, drawing = ThreadPoolExecutor(min(2, CORES)), ThreadPoolExecutor(1)
 
@@ -205,11 +206,15 @@ def build_app(model_paths, min_confidence=0.0):
         if len(images) > MAX_IMAGES:
             raise HTTPException(413, f"a request may have {MAX_IMAGES} images, this one has "
                                      f"{len(images)}")
+        nonlocal waiting
+        waiting += len(images)
         try:
             found = await asyncio.wait_for(
                 asyncio.gather(*(classify(upload, heat) for upload in images)), MAX_SECONDS)
         except (asyncio.TimeoutError, queue.Full, MemoryError):
             raise HTTPException(503, BUSY, {"Retry-After": "5"}) from None
+        finally:
+            waiting -= len(images)
         if all("error" in f for f in found):
             reasons = (f"{f['name'] or 'image'}: {f['error']}" for f in found)
             raise HTTPException(400, "; ".join(reasons))
@@ -218,8 +223,8 @@ def build_app(model_paths, min_confidence=0.0):
     @app.head("/health", include_in_schema=False)
     @app.get("/health")
     async def health():
-        """The model, and how many images wait."""
-        return {"status": "ok", "model": identity, "waiting": batches.waiting.qsize()}
+        """The model, and how many images wait for their predictions."""
+        return {"status": "ok", "model": identity, "waiting": waiting}
 
     @app.api_route("/", methods=["GET", "HEAD"], include_in_schema=False)
     async def page():
@@ -233,8 +238,9 @@ def listen(host, port):
     try:
         listening = socket.create_server((host, port), backlog=128, family=family)
     except OSError as e:
-        raise InputError(f"cannot listen on --host {host} --port {port}: {e.strerror}; is the "
-                         "service running already? Try another --port") from e
+        hint = ("; is the service running already? Try another --port"
+                if e.errno == errno.EADDRINUSE else "")
+        raise InputError(f"cannot listen on --host {host} --port {port}: {e.strerror}{hint}") from e
     # Connections inherit it. asyncio sets it only on sockets of its own, and without it each
     # response waits 40 ms
     listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)

@@ -229,10 +229,12 @@ def test_given_groups_may_name_images_that_are_left_out(tmp_path, folder, load):
     write_image(os.path.join(folder, "=1", "0.png"), drawn(0))
     os.mkdir(os.path.join(folder, "cans", ".hidden"))
     write_image(os.path.join(folder, "cans", ".hidden", "0.png"), drawn(0))
+    write_image(os.path.join(folder, "cans", "\udcff.png"), drawn(0))  # a name that is not UTF-8
     path = tmp_path / "groups.csv"
     path.write_text("path,group\ncans/empty.png,a\ncans/.hidden/0.png,a\ncans/0.png,a\n"
-                    "cans/1.png,a\nglass/1.png,a\n'=1/0.png,a\n")  # the last as in folds.csv
-    assert len(read_groups(str(path), load(categories=("cans", "纸", "=1")))) == 2
+                    "cans/1.png,a\nglass/1.png,a\n'=1/0.png,a\n"
+                    "cans/\\udcff.png,a\n")  # the last two as in folds.csv
+    assert len(read_groups(str(path), load(categories=("cans", "纸", "=1")))) == 3
 
 
 @pytest.mark.parametrize("noise", [0.0, 0.2, 0.6])

@@ -68,6 +68,7 @@ def test_exports_predict_like_their_students(sample, weights, tmp_path, capfd, m
                  for r in read_rows(table) if r["fold"] == "0"}
         small = predictions([os.path.join(folder, "model.int8.onnx")], images,
                             str(tmp_path / "int8.csv"))
+        np.testing.assert_allclose([sum(f[2]) for f in small], 1, atol=1e-5)
         a, b = (np.array([f[1] == truth[f[0]] for f in found if f[0] in truth])
                 for found in (expected, small))
         assert (f"on its 80 validation images: accuracy {a.mean():.4f}, as int8 {b.mean():.4f} "
@@ -93,6 +94,14 @@ def test_exports_predict_like_their_students(sample, weights, tmp_path, capfd, m
         export.main(["--model_path", *model, "--output", folder])
     with pytest.raises(InputError, match="name one file"):
         load_model([os.path.join(folder, "model.onnx"), *model])
+    for change in ({"pixels": not pixels}, {"image_size": 64}):  # of another export
+        write_json(os.path.join(folder, "about.json"), {**about, **change})
+        for name in ("model.onnx", "model.pdiparams"):
+            with pytest.raises(InputError, match=f"{name} and .*about.json do not belong"):
+                load_model([os.path.join(folder, name)])
+    write_json(os.path.join(folder, "about.json"),
+               {**about, "categories": ["a", *about["categories"][1:]]})  # renamed by hand
+    assert load_model([os.path.join(folder, "model.onnx")]).about["categories"][0] == "a"
     for name, why in (("model.onnx", "model.onnx is not a usable ONNX model"),
                       ("model.pdiparams", "not a usable Paddle")):
         os.truncate(os.path.join(folder, name), 10_000)

@@ -104,6 +104,19 @@ def test_what_fails_before_the_first_prediction_leaves_no_output(sample, tmp_pat
     assert not os.listdir(tmp_path)
 
 
+@pytest.mark.parametrize("name", ["a.csv", "a.json"])
+def test_a_full_disk_leaves_no_half_of_the_output(tmp_path, name):
+    resource = pytest.importorskip("resource")
+    output, limit = str(tmp_path / name), resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limit[1]))  # bytes of a file
+    try:
+        with pytest.raises(InputError, match=f"--output .*{name}: File too large"):
+            inference.save(output, [["photo.jpg", "Other", 0.9, 0.1, 0.9]] * 100, [], ["a", "b"])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+    assert os.listdir(tmp_path) == []
+
+
 def test_paths_are_patterns_folders_and_below_the_home_folder(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("USERPROFILE", str(tmp_path))

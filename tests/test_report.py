@@ -14,6 +14,7 @@ from conftest import read_rows
 from made_up_run import make_run, write_faultless
 from models.teacher_model import Backbone
 from utils.errors import InputError
+from utils.files import read_json, write_json
 from utils.images.read import read_image
 from utils.report import statistics
 from utils.report.build import completed, make_report, read_predictions, write_results
@@ -174,6 +175,18 @@ def test_a_report_is_made_again_without_the_images_and_the_weights(tmp_path, cap
     printed = capsys.readouterr().out
     assert "mistakes.png lacks 25 images" in printed and "report.html lacks 24 examples" in printed
     assert (tmp_path / "report.html").exists() and not (tmp_path / "mistakes.png").exists()
+
+
+def test_a_report_is_made_again_from_any_working_folder(tmp_path, capsys):
+    make_run(tmp_path, [0, 1, 2], False)
+    home, page = tmp_path.parent.parent, (tmp_path / "report.html").read_bytes()
+    write_json(str(tmp_path / "settings.json"), {
+        **read_json(str(tmp_path / "settings.json")), "log_dir": tmp_path.parent.name,
+        "data_dir": os.path.relpath(tmp_path / "set", home)})
+    capsys.readouterr()
+    make_report(str(tmp_path))
+    assert "lacks" not in capsys.readouterr().out
+    assert (tmp_path / "report.html").read_bytes().count(b"<img") == page.count(b"<img") > 24
 
 
 def test_a_folder_without_a_finished_run_is_refused(tmp_path):

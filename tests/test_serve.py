@@ -17,6 +17,7 @@ import pytest
 
 from conftest import ROOT
 from odd_files import KINDS
+from utils.errors import InputError
 from utils.predict import load_model, read_images
 
 httpx = pytest.importorskip("httpx")
@@ -260,7 +261,10 @@ def test_a_port_that_is_taken_is_one_line(service, weights):
                            cwd=ROOT, capture_output=True, encoding="utf-8", timeout=120)
     assert again.returncode == 1
     assert f"cannot listen on --host 127.0.0.1 --port {port}" in again.stderr
+    assert "is the service running already?" in again.stderr
     assert again.stderr.count("\n") == 1
+    with pytest.raises(InputError, match="cannot listen on --host 192.0.2.1 --port 0: [^;]*$"):
+        serve.listen("192.0.2.1", 0)  # an address of nobody
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="signals of Unix")

@@ -103,6 +103,10 @@ def test_files_that_do_not_fit_say_why(tmp_path):
         pickle.dump({"a": np.array([1, np.nan])}, f)
     with pytest.raises(InputError, match="not a finite number in a"):
         read_arrays(path)
+    with open(path, "wb") as f:
+        pickle.dump({1: np.ones(1)}, f)
+    with pytest.raises(InputError, match="does not fit Student: missing"):
+        load_into(student, read_arrays(path), path)
 
 
 def test_missing_or_foreign_json(tmp_path):
@@ -113,8 +117,8 @@ def test_missing_or_foreign_json(tmp_path):
     with pytest.raises(InputError, match="w.json does not exist"):
         read_about(path)
     for key, value in (("temperature", 0), ("temperature", "1"), ("temperature", float("nan")),
-                       ("categories", []), ("categories", "ab"), ("image_size", "32"),
-                       ("freeze_depth", 99)):
+                       ("categories", []), ("categories", "ab"),
+                       ("categories", ["a", "a"]), ("image_size", "32"), ("freeze_depth", 99)):
         (tmp_path / "w.json").write_text(json.dumps({**ABOUT, key: value}))
         with pytest.raises(InputError, match="does not describe"):
             read_about(path)

@@ -127,8 +127,6 @@ def compiled(layer, input_shape, threads=1, half=False):
     place = None if tempfile.gettempdir().isascii() else os.environ.get("PUBLIC")
     try:
         with tempfile.TemporaryDirectory(dir=place) as folder:
-            if free_bytes(folder) < 1e6 + 4 * sum(v.size for v in layer.state_dict().values()):
-                raise OSError(errno.ENOSPC, "no room left", folder)  # Paddle 3 would not notice
             prefix = os.path.join(folder, "net")
             spec = paddle.static.InputSpec([None, *input_shape], "float32")
             save_network(layer, prefix, spec)
@@ -160,7 +158,13 @@ def folded(layer):
 
 
 def save_network(layer, prefix, spec):
-    """paddle.jit.save of a frozen layer, for predictor(); spec: the InputSpec of its input."""
+    """paddle.jit.save of a frozen layer, for predictor(); spec: the InputSpec of its input.
+
+    Raises OSError if the disk is too full.
+    """
+    folder = os.path.dirname(prefix)
+    if free_bytes(folder) < 1e6 + 4 * sum(v.size for v in layer.state_dict().values()):
+        raise OSError(errno.ENOSPC, "no room left", folder)  # Paddle 3 would not notice
     # Paddle 3 also folds while it loads a network, but takes 3 s for a ResNet50. Paddle 2 folds
     # quickly, and runs a network that comes folded more slowly
     paddle.jit.save(layer if PADDLE_2 else folded(layer), prefix, [spec])

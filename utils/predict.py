@@ -7,6 +7,7 @@
 """
 import glob
 import os
+import re
 import sys
 from collections.abc import Callable
 from typing import NamedTuple
@@ -25,7 +26,14 @@ from utils.settings import FINAL
 from utils.tables import composed, listed
 from utils.threads import prefetch
 from utils.transforms import normalize, preprocess
-from utils.weights import EXPORTS, load_into, read_about, read_student
+from utils.weights import (
+    EXPORTS,
+    about_path,
+    export_checksum,
+    load_into,
+    read_about,
+    read_student,
+)
 
 UNSURE = "unsure"
 # What --model_path takes of a folder: of main.py, or of export.py
@@ -52,13 +60,17 @@ def load_model(paths, categories=None):
     categories: what the user expects them to be. Raises InputError if files cannot be used, do not
     belong together, or have other categories.
     """
-    if paths[0].endswith(EXPORTS):
+    if any(path.endswith(EXPORTS) for path in paths):
         if len(paths) > 1:
             raise InputError(f"--model_path {' '.join(paths)}: an export already holds all its "
                              "students; name one file")
         about = read_about(paths[0])
         check_categories(about, categories)
         run = load_export(paths[0])
+        if export_checksum(paths[0], about) not in about.get("checksums", ()):
+            raise InputError(f"{paths[0]} and {about_path(paths[0])} do not belong together; copy "
+                             "both from one export again, or export again if it was made with an "
+                             "earlier version")
         prepare = np.stack if about.get("pixels") else normalize
         return Model(about, lambda images: run(prepare(images)), None)
     about, students, temperatures = load_students(paths, categories)
@@ -86,6 +98,9 @@ def load_students(paths, categories=None):
         student = Student(len(about["categories"]), about["freeze_depth"])
         load_into(student, arrays, path)
         student.eval()
+        if "temperature" not in about:
+            print(f"note: {path}: its run is not finished, and its confidence not calibrated",
+                  file=sys.stderr)
         students.append(student)
     return _shared(abouts), students, [about.get("temperature", 1.0) for about in abouts]
 
@@ -181,7 +196,8 @@ def find_weights(patterns):
             print(f"note: --model_path {path}: is a folder, of which are taken: "
                   f"{listed([os.path.basename(f) for f in found])}", file=sys.stderr)
         paths += found
-    return paths
+    # best_model_fold* names the JSON files as well
+    return [*dict.fromkeys(re.sub(r"\.json$", ".pdparams", path) for path in paths)]
 
 
 def find_images(patterns, recursive=False):
@@ -201,7 +217,7 @@ def find_images(patterns, recursive=False):
     if folders and not paths:
         raise InputError("--image_path: no image there; add --recursive to search the sub-folders, "
                          f"{listed(folders)}")
-    return [*dict.fromkeys(paths)], left_out
+    return [*dict.fromkeys(paths)], [*dict.fromkeys(left_out)]
 
 
 def read_images(paths, image_size):

@@ -55,6 +55,12 @@ def guarded(text):
     return "'" + text if text.lstrip("'").startswith(FORMULA) else text
 
 
+def unguarded(cell):
+    """The text of a cell of write_csv as it was written."""
+    cell = SURROGATE.sub(lambda byte: chr(0xdc00 + int(byte[1], 16)), cell)
+    return cell[1:] if cell.startswith("'") and guarded(cell) != cell else cell
+
+
 def write_csv(path, header, rows, mode="w"):
     """Write a table as UTF-8 with a byte order mark, by which Excel knows it; texts are guarded."""
     with open(path, mode, newline="", encoding="utf-8-sig", errors="backslashreplace") as f:
@@ -68,16 +74,13 @@ def csv_rows(path):
 
     Raises ValueError at a row with too few or too many columns.
     """
-    def text(cell):
-        cell = SURROGATE.sub(lambda byte: chr(0xdc00 + int(byte[1], 16)), cell)
-        return cell[1:] if cell.startswith("'") and guarded(cell) != cell else cell
     with open(path, newline="", encoding="utf-8-sig") as f:
         columns = None
         for row in filter(None, csv.reader(f)):
             columns = columns or len(row)
             if len(row) != columns:
                 raise ValueError(f"{path}: a line has too few or too many columns")
-            yield list(map(text, row))
+            yield list(map(unguarded, row))
 
 
 def read_csv(path):

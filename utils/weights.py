@@ -19,7 +19,7 @@ from paddle.vision.models import mobilenetv2, resnet
 
 from models import MEAN, STD
 from models.student_model import BLOCKS, Student
-from utils.engine import versions
+from utils.engine import network_file, versions
 from utils.errors import InputError
 from utils.files import free_bytes, new_folder, read_json, write_json, write_whole
 from utils.settings import DOWNLOAD, FINAL, RANDOM
@@ -65,7 +65,7 @@ def read_arrays(path):
     if not isinstance(content, dict):
         raise InputError(f"{path} is not a weights file: it holds no table of arrays")
     arrays = {k: v for k, v in content.items()
-              if isinstance(v, np.ndarray) and v.dtype.kind in "fiu"}
+              if isinstance(k, str) and isinstance(v, np.ndarray) and v.dtype.kind in "fiu"}
     broken = [k for k, v in arrays.items() if v.dtype.kind == "f" and not np.isfinite(v).all()]
     if broken:
         raise InputError(f"{path}: not a finite number in {listed(broken, 3)}")
@@ -150,6 +150,16 @@ def checksum(arrays, about):
     return zlib.crc32(about.get("run", "").encode(), digest(arrays))
 
 
+def export_checksum(path, about):
+    """CRC-32 of an export's files, and of what its about.json says of the input."""
+    crc = zlib.crc32(f"{about['image_size']} {about.get('pixels')}".encode())
+    network = [] if path.endswith(".onnx") else [network_file(os.path.splitext(path)[0])]
+    for file in (path, *network):
+        with open(file, "rb") as f:
+            crc = zlib.crc32(f.read(), crc)
+    return crc
+
+
 def read_student(path):
     """(the JSON beside a weights file, {name: array}).
 
@@ -216,6 +226,7 @@ def read_about(path):
         categories, size, depth = (about[k] for k in ("categories", "image_size", "freeze_depth"))
         if not (isinstance(categories, list) and len(categories) > 1
                 and all(isinstance(c, str) for c in categories)
+                and len(set(categories)) == len(categories)
                 and isinstance(size, int) and 32 <= size <= 1024
                 and isinstance(depth, int) and 0 <= depth <= BLOCKS):
             raise ValueError("categories, image_size or freeze_depth is not what main.py writes")

@@ -31,7 +31,7 @@ from utils import CORES
 from utils.errors import InputError
 from utils.files import read_json, write_json
 from utils.images.cache import made_once
-from utils.tables import composed, guarded
+from utils.tables import composed, unguarded
 from utils.threads import prefetch, progress
 
 ALIKE = 0.95     # least correlation at 8x8 pixels
@@ -232,7 +232,6 @@ def read_groups(path, images):
         raise InputError(f"--groups {path}, line {line}: not UTF-8 text; save the file as CSV "
                          "UTF-8") from e
     row_of = {p: i for i, p in enumerate(images.paths)}
-    row_of |= {guarded(p): i for p, i in row_of.items()}  # as folds.csv has them
     left_out = {p for p, _ in images.left_out}
     on_disk = {composed(p): p for p in (*left_out, *row_of)}
     groups, first, pairs, lines = {}, {}, [], None
@@ -251,7 +250,8 @@ def read_groups(path, images):
             where = f"--groups {path}, line {lines.line_num}"
             image, group = line["path"], (line["group"] or "").strip()
             if image not in row_of:
-                image = on_disk.get(composed(image), image)
+                image = composed(unguarded(image))  # as folds.csv has it
+                image = on_disk.get(image, image)
             if not image or not group:
                 raise InputError(f"{where}: a path and a group are needed; leave out images "
                                  "without a group")

@@ -157,6 +157,11 @@ def make_report(folder):
     except (OSError, ValueError, KeyError, TypeError) as e:
         raise InputError(f"{folder} has no finished run of this version in it ({e}); name one such "
                          "as logs/20260101-120000") from e
+    parent = os.path.dirname(os.path.abspath(folder))
+    home = parent.removesuffix(os.sep + os.path.normpath(settings.log_dir))
+    if home != parent:  # relative paths are those of the folder where main.py ran
+        settings.data_dir = os.path.join(home, settings.data_dir)
+        settings.save_dir = os.path.join(home, settings.save_dir)
     report = build_report(predictions, results, settings, total)
     notes = [*results["notes"],
              *student_notes(predictions, report["headline"], settings, history),

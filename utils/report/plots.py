@@ -153,7 +153,7 @@ def show_image(image, size, path):
     """Open a window with an image, `size` in inches; without a display, name its file instead."""
     if not (sys.platform in ("win32", "darwin") or os.environ.get("DISPLAY")
             or os.environ.get("WAYLAND_DISPLAY")):
-        print(f"--show: no display here, see {path}")
+        print(f"--show: no display here, see {path}", file=sys.stderr)
         return
     try:
         import matplotlib.pyplot as plt
@@ -163,7 +163,7 @@ def show_image(image, size, path):
         plt.show()
         plt.close()
     except Exception as e:  # a display that refuses, or no window library: never worth a run
-        print(f"--show: no window could be opened ({e}), see {path}")
+        print(f"--show: no window could be opened ({e}), see {path}", file=sys.stderr)
 
 
 def draw_mistakes(mistakes, settings, path):
