@@ -38,6 +38,7 @@ from utils.train_utils import (
     evaluate,
     finish_epoch,
     frozen_stem,
+    still_training,
     student_threads,
     train_step,
 )
@@ -94,8 +95,8 @@ def train(students, images, fold_of, teacher, stem, run, store=None):
     settings, threads = run.settings, run.threads
     pool = student_threads(threads)
     for epoch in range(run.epoch, settings.num_epochs):
-        active = [s for s in students if not s.stopped]
-        if all(s.is_final for s in active):
+        active = still_training(students)
+        if not active:
             break
         own = [s for s in active if s.rank == world.rank]  # all, if this is the only process
         uses_teacher = any(s.settings.has_teacher for s in active)

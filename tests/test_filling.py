@@ -154,7 +154,8 @@ def test_a_limit_too_small_is_refused_with_numbers_before_any_time_is_spent(vers
     versions.store_gb = needed * 0.8
     counted = Counted()
     with pytest.raises(InputError, match=r"--stored_augmentations 3: they take 0\.000 GB, more "
-                                         r"than --store_gb 6\.\d+e-05; raise it, or store at most"):
+                                         r"than --store_gb 6\.\d+e-05; raise it, or start a run "
+                                         "with --stored_augmentations 2$"):
         opened(versions, counted)
     assert counted.images == 1 and not stored_files(versions)  # a black image, for the shape
     versions.store_gb = needed * 1.5

@@ -114,7 +114,7 @@ def test_instead_of_an_unfinished_or_damaged_checkpoint_the_one_before_it_is_use
         assert load_checkpoint(folder, students)[1:] == (0, 2)
         printed = capsys.readouterr().out
         assert printed.count("\n") == 1 and f"{file} is damaged" in printed
-        assert "the checkpoint before it is used" in printed
+        assert "the checkpoint before it is tried" in printed
     # it continues from there: the good one is kept until the new one is complete
     run = TinyRun(settings, folder, images, resuming=True)
     run.start(students)
@@ -260,6 +260,11 @@ def test_settings_of_a_resumed_run(tmp_path, capsys, monkeypatch):
     os.utime(early / "settings.json", (2e9, 2e9))
     assert resumed("--resume", "--log_dir", log_dir)[0] == str(where)
     assert capsys.readouterr().out == f"note: {early} was stopped before its first checkpoint\n"
+    (early / "report.json").write_text("{}")
+    (where / "checkpoint-000002-000000000").mkdir()
+    (where / "checkpoint-000002-000000000" / "complete").touch()
+    assert resumed("--resume", "--log_dir", log_dir)[0] == str(where)
+    assert capsys.readouterr().out == f"note: {early} is newer, but finished\n"
 
 
 def test_a_batch_size_that_was_lowered_may_be_typed_again(settings):

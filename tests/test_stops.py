@@ -70,9 +70,21 @@ def test_before_the_first_checkpoint_there_is_nothing_to_continue(whole):
     process, printed = started([*args, *places(where, "early")], "fold 0:")
     process.send_signal(signal.SIGINT)
     printed += process.stdout.readlines()
-    assert process.wait() == 130 and printed[-1] == "stopped; nothing new is saved\n"
+    assert process.wait() == 130 and printed[-1] == (
+        "stopped; only caches are saved: the same command begins again with them\n")
     with pytest.raises(InputError, match="nothing to resume"):
         main.main(["--resume", "--log_dir", str(where / "early" / "logs")])
+
+
+@pytest.mark.skipif(WINDOWS, reason="signals of Unix")
+def test_ctrl_c_while_a_script_loads_shows_no_traceback():
+    code = ("from utils.command import run_command\nrun_command(lambda: None)\n"
+            "print('loading', flush=True)\nimport time\ntime.sleep(60)\n")
+    process = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE,
+                               stderr=subprocess.PIPE, encoding="utf-8")
+    assert process.stdout.readline() == "loading\n"
+    process.send_signal(signal.SIGINT)
+    assert process.communicate()[1] == "" and process.returncode == -signal.SIGINT
 
 
 @pytest.mark.skipif(WINDOWS, reason="signals of Unix")

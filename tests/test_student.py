@@ -11,7 +11,14 @@ from models.student_model import Student
 from real_runs import LINUX
 from tiny import any_head, assert_same_weights, tiny_set, train_tiny, weights_of
 from utils.data_utils import epoch_order
-from utils.train_utils import build_student, evaluate, finish_epoch, frozen_stem, learning_rate
+from utils.train_utils import (
+    build_student,
+    evaluate,
+    finish_epoch,
+    frozen_stem,
+    learning_rate,
+    still_training,
+)
 
 pytestmark = pytest.mark.usefixtures("compiled_once")
 
@@ -138,6 +145,38 @@ def test_optimizer_is_adam_with_an_l2_penalty(settings):
         student.optimizer.clear_grad()
     for n, p in parameters.items():  # float32: 1e-7 of weights about 1, three steps of 1e-3
         np.testing.assert_allclose(p.numpy(), expected[n], rtol=0, atol=1e-6, err_msg=n)
+
+
+def test_the_final_model_trains_as_long_as_a_fold_does(settings):
+    settings = dataclasses.replace(settings, num_folds=2, patience=3)
+    labels, fold_of, order = np.arange(80) // 2 % 2, np.arange(80) % 2, np.zeros((1, 2), int)
+    students = [build_student(k, labels, fold_of, any_head(classes=2), settings) for k in range(3)]
+    images = SimpleNamespace(labels=labels, paths=list(map(str, range(80))))
+    # each fold improves in time, but their mean is below that of the first epoch for three
+    right, trained = [[36, 38, 20, 20, 40, 0, 0, 0], [20, 16, 24, 28, 38, 0, 0, 0]], []
+    for epoch, counts in enumerate(zip(*right)):
+        trained.append([s.name for s in still_training(students)])
+        probabilities = {}
+        for student, count in zip(students, counts):
+            predicted = labels[student.images] ^ (np.arange(40) >= count)
+            probabilities[student.name] = np.eye(2, dtype="float32")[predicted]
+        for student in students:
+            student.running = paddle.ones([4])
+        finish_epoch(students, probabilities, images, fold_of, order, epoch)
+    assert trained == [["fold0", "fold1", "final"]] * 8 and still_training(students) == []
+    assert students[2].best_epoch == 5
+
+
+def test_a_weight_of_the_final_model_that_is_not_finite_is_not_kept(settings):
+    labels, fold_of, order = np.arange(20) % 2, np.arange(20) // 2 % 3, np.zeros((1, 2), int)
+    fold, final = (build_student(k, labels, fold_of, any_head(classes=2), settings) for k in (0, 3))
+    images = SimpleNamespace(labels=labels, paths=list(map(str, range(20))))
+    final.network.classifier.bias.set_value(paddle.full([2], float("nan")))
+    fold.running = final.running = paddle.ones([4])
+    p = np.full((len(fold.images), 2), 0.5, "float32")
+    finish_epoch([fold, final], {"fold0": p}, images, fold_of, order, 0)
+    assert "no longer a finite number" in final.failed and not final.best_weights
+    assert not fold.failed and fold.best_epoch == 1
 
 
 @pytest.mark.parametrize("class_weights, best", [("balanced", 2), ("none", 3)])

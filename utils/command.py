@@ -3,6 +3,7 @@ import argparse
 import difflib
 import os
 import re
+import signal
 import sys
 
 from utils import VERSION
@@ -46,6 +47,8 @@ class Parser(argparse.ArgumentParser):
             difflib.get_close_matches(name, options, 2)
             or [o for o in options if words.search(o.replace("_", " "))]
             or [o for o in options if words.search(options[o])])
+        if os.path.isdir(argument):  # `main.py photos`
+            found = [o for o in ("data_dir", "image_path") if o in options]
         meant = " or ".join(f"--{o}" for o in found[:3])
         return f"{argument} (did you mean {meant}?)" if meant else argument
 
@@ -58,8 +61,12 @@ def discard(stream):
 def run_command(main, memory="close other programs"):
     """Run a script's main(). InputError, OSError and MemoryError become one line and exit status 1.
 
-    memory: what to do when it runs out.
+    memory: what to do when it runs out. After a first call the script loads Paddle: until the next
+    one Ctrl-C ends it without a traceback.
     """
+    on_ctrl_c = signal.getsignal(signal.SIGINT)
+    if on_ctrl_c == signal.SIG_DFL:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:  # closed before the start, as by `>&-`
             setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))
@@ -79,3 +86,5 @@ def run_command(main, memory="close other programs"):
         sys.exit(f"error: out of memory; {memory}")
     except KeyboardInterrupt:
         sys.exit(130)
+    if on_ctrl_c == signal.default_int_handler:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)

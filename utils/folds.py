@@ -29,9 +29,11 @@ def assign_folds(labels, num_folds, seed, categories=None, groups=None):
     if small:
         what = "images, duplicates and groups counted once," if grouped else "images"
         found = ", ".join(f"{name} ({n})" for name, n in small.items())
+        excluded = " ".join(map(quoted, small))
         raise InputError(f"too few {what} for {num_folds} folds in {found}: every category needs "
-                         "one per fold; add images, lower --num_folds, or leave out what is too "
-                         f"small: --exclude {' '.join(map(quoted, small))}"
+                         "one per fold; add images, or lower --num_folds"
+                         + (f", or leave out what is too small: --exclude {excluded}"
+                            if len(counts) - len(small) > 1 else "")
                          + (f"; {EXACT_HINT}" if grouped else ""))
     if grouped:
         fold_of = split_groups(labels, num_folds, seed, groups)

@@ -148,14 +148,15 @@ class Settings:
         if self.num_epochs <= self.warmup_epochs:
             raise InputError(f"--num_epochs {self.num_epochs}: must be more than --warmup_epochs "
                              f"{self.warmup_epochs}, or the learning rate never reaches --base_lr")
-        # a folder for output would become a category of the next run
-        for name in () if self.categories else ("log_dir", "save_dir", "cache_dir"):
-            output, data = (os.path.join(os.path.realpath(p), "")
-                            for p in (getattr(self, name), self.data_dir))
-            if output.startswith(data) and not output.removeprefix(data).startswith("."):
+        # a folder for output would become a category of the next run, or its plots images of one
+        inputs = [os.path.join(self.data_dir, c) for c in self.categories] or [self.data_dir]
+        for name in ("log_dir", "save_dir", "cache_dir"):
+            output, *data = (os.path.join(os.path.realpath(p), "")
+                             for p in (getattr(self, name), *inputs))
+            if any(output.startswith(d) and not output[len(d):].startswith(".") for d in data):
                 raise InputError(f"--{name} {getattr(self, name)}: is or lies in --data_dir "
                                  f"{self.data_dir}, where every sub-folder is a category; choose "
-                                 "another place, or name the categories with --categories")
+                                 "another place, or name only other folders with --categories")
         if self.control and not self.has_teacher:
             raise InputError("--control: with --alpha 1 and --feature_weight 0 (or --freeze_depth "
                              "19) the student has no teacher either, and the control would be the "

@@ -64,7 +64,7 @@ class Store:
             return
         with contextlib.suppress(OSError):
             os.makedirs(self.folder, exist_ok=True)
-        if world.any(not os.access(self.folder, os.W_OK)):
+        if world.any(not (os.path.isdir(self.folder) and os.access(self.folder, os.W_OK))):
             raise NoRoom(self.cannot("no permission to write"))
         try:
             fill_rows(self, wanted)
@@ -73,7 +73,7 @@ class Store:
 
     def cannot(self, why):
         return (f"cannot store augmentations in {self.folder}: {why}; choose another place with "
-                "--cache_dir, or --stored_augmentations 0")
+                "--cache_dir, or start a run with --stored_augmentations 0")
 
     def versions(self, epoch):
         """The version of each image that an epoch takes, int64 [N], from 1 to V.
@@ -268,8 +268,8 @@ def make_files(store, shapes):
     if total > limit:
         fit = int(limit / total * (count + 1)) - 1  # beside the plain image
         return (f"--stored_augmentations {count}: they take {total / 1e9:.3f} GB, more than "
-                f"--store_gb {settings.store_gb:g}; raise it, or store "
-                + (f"at most {fit}" if fit > 0 else "none"))
+                f"--store_gb {settings.store_gb:g}; raise it, or start a run with "
+                f"--stored_augmentations {max(fit, 0)}")
     try:
         make_room(store.folder, sum(sizes[file] for file in new), limit, "--stored_augmentations",
                   "fewer of them", [file.path for file in store.files],

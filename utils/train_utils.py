@@ -82,8 +82,15 @@ class TrainState:
 
     @property
     def stopped(self):
-        """Whether it failed, or has stopped early."""
-        return bool(self.failed) or len(self.history) - self.best_epoch >= self.settings.patience
+        """Whether it failed, or has stopped early; the final model does not by itself."""
+        late = len(self.history) - self.best_epoch >= self.settings.patience
+        return bool(self.failed) or late and not self.is_final
+
+
+def still_training(students):
+    """Those that have not stopped; the final model as long as a fold trains, which validates it."""
+    going = [s for s in students if not s.stopped]
+    return [s for s in going if not s.is_final or any(other.is_fold for other in going)]
 
 
 def build_student(k, labels, fold_of, head, settings, weights=("random weights", None),
@@ -237,7 +244,7 @@ def finish_epoch(students, probabilities, images, fold_of, order, epoch):
     here: `failed` says why, and it has no scores of this epoch. The final model's scores are the
     means of the folds' latest.
     """
-    active = [s for s in students if not s.stopped]
+    active = still_training(students)
     results = world.gather({
         s.name: score_epoch(s, probabilities.get(s.name), images, fold_of, order, epoch)
         for s in active if s.rank == world.rank})
@@ -264,11 +271,12 @@ def finish_epoch(students, probabilities, images, fold_of, order, epoch):
 def score_epoch(student, probs, images, fold_of, order, epoch):
     """(why it failed or "", scores of the epoch or None, its probabilities).
 
-    Without `probs` the scores are those of training only.
+    Without `probs`, of the final model, the scores are those of training only.
     """
     loss, correct, seen, finite = student.running.numpy().astype("float64")
     steps = len(order)
-    if finite < steps or probs is not None and not np.isfinite(probs).all():
+    values = [probs] if probs is not None else arrays_of(student.network).values()
+    if finite < steps or not all(np.isfinite(v).all() for v in values):
         step = int(min(finite, steps - 1))
         rows = order[step][fold_of[order[step]] != student.fold]
         names = [printable(images.paths[i]) for i in rows[:5]] + ["..."] * (len(rows) > 5)

@@ -85,7 +85,7 @@ def load_checkpoint(folder, students):
             saved = [read_npz(os.path.join(path, f"{s.name}.npz")) for s in students]
         except InputError as e:
             problem = e
-            print(f"note: {e}; the checkpoint before it is used")
+            print(f"note: {e}; the checkpoint before it is tried")
         if not world.any(problem):
             break
     else:

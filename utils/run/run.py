@@ -281,7 +281,8 @@ class Run:
         if error is None or isinstance(error, SystemExit):
             return world.leave()
         if isinstance(error, Stopped):
-            print(f"stopped; {self.hint or 'nothing new is saved'}", file=sys.stderr)
+            hint = self.hint or "only caches are saved: the same command begins again with them"
+            print(f"stopped; {hint}", file=sys.stderr)
             world.end("it was told to stop")
             raise SystemExit(128 + error.args[0]) from None
         world.end(error)
