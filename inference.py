@@ -48,8 +48,8 @@ def parse(argv=None):
                        help="save each image beside a heat map of what its prediction is based on, "
                             "in a new folder")
     group.add_argument("--show", action="store_true",
-                       help=f"show the first {MAX_SHEET} images with their predictions in a "
-                            "window, and save them as predictions-<time>.png")
+                       help=f"open a window with the first {MAX_SHEET} images and their "
+                            "predictions, and save it as predictions-<time>.png")
     group = parser.add_argument_group("machine")
     group.add_argument("--batch_size", type=int, default=32, metavar="N",
                        help="images at a time (default: 32)")
@@ -182,7 +182,7 @@ def save(output, rows, left_out, categories):
                 "left_out": [{"path": path, "reason": reason} for path, reason in left_out]})
     except OSError as e:  # a full disk
         os.remove(output)
-        raise InputError(f"--output {output}: {e.strerror}; what was predicted is printed "
+        raise InputError(f"--output {output}: {e.strerror}; the predictions are printed "
                          "above") from e
 
 

@@ -205,6 +205,7 @@ def test_groups_files_of_spreadsheets(tmp_path, folder, load, content, encoding)
     (b"image;group\ncans/0.png;a\n", "line 1: the header must have the columns path"),
     (b"path,group\ncans/0.png,a\ncans/nowhere.png,a\n", "line 3: no image cans/nowhere.png in "),
     (b"path,group\ncans/0.png,a\ncans/1.png\n", "line 3: a path and a group are needed"),
+    (b"group,path\na,cans/0.png\na\n", "line 3: a path and a group are needed"),
     (b"path,group\ncans/0.png,a\ncans/1.png,a\ncans/0.png,b\n",
      "line 4: cans/0.png is in group a already"),
     ("path,group\ncans/0.png,a\ncans/1.png,玻璃\n".encode("gbk"), "line 3: not UTF-8 text"),

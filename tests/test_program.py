@@ -132,7 +132,7 @@ def test_a_place_that_cannot_be_written_to_is_named_before_training(sample, tmp_
     (["--data_dir", "d", "--save_dir", "d"], "--save_dir d: is or lies in --data_dir d"),
     (["--data_dir", "d", "--cache_dir", "d/.cache"], "no folder d"),
     (["--data_dir", "d", "--categories", "a", "b", "--log_dir", "d/b/logs"],
-     "--log_dir d/b/logs: is or lies in --data_dir d"),
+     "--log_dir d/b/logs: is or lies in a folder of --categories"),
     (["--data_dir", "d", "--categories", "a", "b", "--log_dir", "d/logs"], "no folder d"),
     ([ROOT], f"unrecognized arguments: {ROOT} (did you mean --data_dir?)"),
     (["--control", "--alpha", "1", "--feature_weight", "0"], "the student has no teacher either"),

@@ -187,6 +187,9 @@ def test_a_report_is_made_again_from_any_working_folder(tmp_path, capsys):
     make_report(str(tmp_path))
     assert "lacks" not in capsys.readouterr().out
     assert (tmp_path / "report.html").read_bytes().count(b"<img") == page.count(b"<img") > 24
+    for name in ("report.json", "settings.json"):  # a page to pass on does not tell where it was
+        assert str(home) not in (tmp_path / name).read_text("utf-8").replace(
+            str(tmp_path / "saved"), "")
 
 
 def test_a_folder_without_a_finished_run_is_refused(tmp_path):

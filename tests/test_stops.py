@@ -71,7 +71,7 @@ def test_before_the_first_checkpoint_there_is_nothing_to_continue(whole):
     process.send_signal(signal.SIGINT)
     printed += process.stdout.readlines()
     assert process.wait() == 130 and printed[-1] == (
-        "stopped; only caches are saved: the same command begins again with them\n")
+        "stopped; training had not begun; the same command uses what is cached\n")
     with pytest.raises(InputError, match="nothing to resume"):
         main.main(["--resume", "--log_dir", str(where / "early" / "logs")])
 

@@ -47,8 +47,8 @@ class Parser(argparse.ArgumentParser):
             difflib.get_close_matches(name, options, 2)
             or [o for o in options if words.search(o.replace("_", " "))]
             or [o for o in options if words.search(options[o])])
-        if os.path.isdir(argument):  # `main.py photos`
-            found = [o for o in ("data_dir", "image_path") if o in options]
+        if "data_dir" in options and os.path.isdir(argument):  # `main.py photos`
+            found = ["data_dir"]
         meant = " or ".join(f"--{o}" for o in found[:3])
         return f"{argument} (did you mean {meant}?)" if meant else argument
 
@@ -61,8 +61,8 @@ def discard(stream):
 def run_command(main, memory="close other programs"):
     """Run a script's main(). InputError, OSError and MemoryError become one line and exit status 1.
 
-    memory: what to do when it runs out. After a first call the script loads Paddle: until the next
-    one Ctrl-C ends it without a traceback.
+    memory: what to do when it runs out. Between two calls, while the script loads Paddle, Ctrl-C
+    ends it without a traceback.
     """
     on_ctrl_c = signal.getsignal(signal.SIGINT)
     if on_ctrl_c == signal.SIG_DFL:

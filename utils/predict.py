@@ -7,7 +7,6 @@
 """
 import glob
 import os
-import re
 import sys
 from collections.abc import Callable
 from typing import NamedTuple
@@ -99,7 +98,7 @@ def load_students(paths, categories=None):
         load_into(student, arrays, path)
         student.eval()
         if "temperature" not in about:
-            print(f"note: {path}: its run is not finished, and its confidence not calibrated",
+            print(f"note: {path}: its run is not finished, so its confidence is not calibrated",
                   file=sys.stderr)
         students.append(student)
     return _shared(abouts), students, [about.get("temperature", 1.0) for about in abouts]
@@ -197,7 +196,8 @@ def find_weights(patterns):
                   f"{listed([os.path.basename(f) for f in found])}", file=sys.stderr)
         paths += found
     # best_model_fold* names the JSON files as well
-    return [*dict.fromkeys(re.sub(r"\.json$", ".pdparams", path) for path in paths)]
+    return [p for p in paths if os.path.splitext(p)[0] + ".pdparams" not in paths
+            or not p.endswith(".json")]
 
 
 def find_images(patterns, recursive=False):

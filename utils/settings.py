@@ -154,13 +154,13 @@ class Settings:
             output, *data = (os.path.join(os.path.realpath(p), "")
                              for p in (getattr(self, name), *inputs))
             if any(output.startswith(d) and not output[len(d):].startswith(".") for d in data):
-                raise InputError(f"--{name} {getattr(self, name)}: is or lies in --data_dir "
-                                 f"{self.data_dir}, where every sub-folder is a category; choose "
-                                 "another place, or name only other folders with --categories")
+                where = ("a folder of --categories; choose another place" if self.categories else
+                         f"--data_dir {self.data_dir}, where every sub-folder is a category; "
+                         "choose another place, or name the categories with --categories")
+                raise InputError(f"--{name} {getattr(self, name)}: is or lies in {where}")
         if self.control and not self.has_teacher:
             raise InputError("--control: with --alpha 1 and --feature_weight 0 (or --freeze_depth "
-                             "19) the student has no teacher either, and the control would be the "
-                             "same; leave --control out")
+                             "19) the student has no teacher either; leave --control out")
         return self
 
     @property
@@ -241,7 +241,7 @@ def parse(argv=None, description=None):
                              "minutes on a laptop; changes some defaults (docs/settings.md)")
     parser.add_argument("--resume", nargs="?", const=NEWEST, metavar="FOLDER", type=expanduser,
                         help="continue a run that was stopped, such as logs/20260101-120000 "
-                             "(default: the newest), with its settings")
+                             "(default: the newest unfinished), with its settings")
     for f in dataclasses.fields(Settings):
         if f.name in HEADINGS:
             group = parser.add_argument_group(HEADINGS[f.name])

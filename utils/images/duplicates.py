@@ -248,7 +248,7 @@ def read_groups(path, images):
         lines.fieldnames = [name.strip().lower() for name in lines.fieldnames]
         for line in lines:
             where = f"--groups {path}, line {lines.line_num}"
-            image, group = line["path"], (line["group"] or "").strip()
+            image, group = line["path"] or "", (line["group"] or "").strip()
             if image not in row_of:
                 image = composed(unguarded(image))  # as folds.csv has it
                 image = on_disk.get(image, image)

@@ -8,7 +8,7 @@ is best on its own fold (TrainState.selected_by), which makes that score optimis
 is the same student at the epoch that the other folds chose: the honest score, and the headline.
 """
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from sklearn import metrics
@@ -157,11 +157,6 @@ def make_report(folder):
     except (OSError, ValueError, KeyError, TypeError) as e:
         raise InputError(f"{folder} has no finished run of this version in it ({e}); name one such "
                          "as logs/20260101-120000") from e
-    parent = os.path.dirname(os.path.abspath(folder))
-    home = parent.removesuffix(os.sep + os.path.normpath(settings.log_dir))
-    if home != parent:  # relative paths are those of the folder where main.py ran
-        settings.data_dir = os.path.join(home, settings.data_dir)
-        settings.save_dir = os.path.join(home, settings.save_dir)
     report = build_report(predictions, results, settings, total)
     notes = [*results["notes"],
              *student_notes(predictions, report["headline"], settings, history),
@@ -181,9 +176,22 @@ def make_report(folder):
     students = results["students"]
     plots.plot_curves([history[s["name"]] for s in students], [s["best_epoch"] for s in students],
                       report["out_of_fold"]["teacher"]["accuracy"], path("curves.png"))
+    settings = found_from(folder, settings)
     plots.draw_mistakes(mistakes[:MAX_MISTAKES], settings, path("mistakes.png"))
     write_page(folder, text, report, predictions, settings)
     return report
+
+
+def found_from(folder, settings):
+    """The settings with data_dir and save_dir as found from a run's folder.
+
+    Relative paths belong to where main.py ran; log_dir, too, in which the folder is unless moved.
+    """
+    parent = os.path.dirname(os.path.abspath(folder))
+    home = parent.removesuffix(os.sep + os.path.normpath(settings.log_dir))
+    paths = {name: os.path.join(home, getattr(settings, name)) for name in ("data_dir", "save_dir")}
+    return replace(settings, **{name: p for name, p in paths.items()
+                                if home != parent and os.path.isdir(p)})
 
 
 def build_report(predictions, results, settings, total):

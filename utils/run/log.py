@@ -282,7 +282,7 @@ def print_epoch(epoch, students, active, seconds, num_epochs):
         f"{s.name} {figures(s.history[-1], s.is_final)}{'*' if s.best_epoch == epoch else ''}"
         for s in scored))
     for student in scored:
-        if student.stopped and epoch < num_epochs and not student.is_final:
+        if student.stopped and epoch < num_epochs:
             name = student.selected_by.removeprefix("val_").replace("_", " ")
             best = student.history[student.best_epoch - 1][student.selected_by]
             print(f"{student.name} stops early: best validation {name} {best:.4f} at epoch "

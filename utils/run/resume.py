@@ -43,10 +43,10 @@ def newest_run(log_dir):
         raise InputError(f"nothing to resume in {log_dir}: no run there has saved a checkpoint; "
                          "name another folder with --log_dir, or start a run without --resume")
     last = newest("settings.json")
-    if last and last != run and not checkpoints(last):
-        finished = os.path.exists(os.path.join(last, "report.json"))
-        print0(f"note: {last} " + ("is newer, but finished" if finished else
-                                   "was stopped before its first checkpoint"))
+    if last and not checkpoints(last) and not os.path.exists(os.path.join(last, "report.json")):
+        print0(f"note: {last} was stopped before its first checkpoint")
+    elif last and last != run and checkpoints(run) and not checkpoints(last):
+        print0(f"note: {last} is newer, but finished")
     return run
 
 
@@ -59,7 +59,7 @@ def resumed_settings(folder, given):
     fields = {f.name: f for f in dataclasses.fields(Settings)}
     try:
         saved = read_json(path)
-        before = vars(Settings(**{name: saved[name] for name in fields}).check())
+        before = vars(Settings(**{name: saved[name] for name in fields}))
     except (OSError, ValueError, KeyError, TypeError) as e:
         raise InputError(f"--resume {folder}: not a run of this program, {path} cannot be used "
                          f"({e})") from e

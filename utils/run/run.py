@@ -281,7 +281,7 @@ class Run:
         if error is None or isinstance(error, SystemExit):
             return world.leave()
         if isinstance(error, Stopped):
-            hint = self.hint or "only caches are saved: the same command begins again with them"
+            hint = self.hint or "training had not begun; the same command uses what is cached"
             print(f"stopped; {hint}", file=sys.stderr)
             world.end("it was told to stop")
             raise SystemExit(128 + error.args[0]) from None
