@@ -12,6 +12,8 @@ underconfident (benchmarks/ensemble_calibration.py). Needs no GPU. The exit stat
 one image was classified.
 """
 import collections
+import contextlib
+import json
 import os
 import re
 import sys
@@ -19,7 +21,7 @@ import time
 
 from utils.command import Parser, run_command
 from utils.errors import InputError
-from utils.files import check_new, write_json
+from utils.files import check_new
 from utils.settings import FINAL_MODEL
 
 MAX_LEFT_OUT = 20  # files that are named for each reason
@@ -172,16 +174,19 @@ def select_device(use_gpu, exported):
 def save(output, rows, left_out, categories):
     """Write the predictions; rows: [path, category, confidence, one probability per category]."""
     header = ["path", "category", "confidence", *(f"p_{c}" for c in categories)]
-    open(output, "x").close()  # raises an error if it is there by now
+    content = {"images": [dict(zip(header, row)) for row in rows],
+               "left_out": [{"path": path, "reason": reason} for path, reason in left_out]}
     try:
         if output.lower().endswith(".csv"):
-            write_csv(output, header, rows)
+            write_csv(output, header, rows, mode="x")
         else:
-            write_json(output, {
-                "images": [dict(zip(header, row)) for row in rows],
-                "left_out": [{"path": path, "reason": reason} for path, reason in left_out]})
+            with open(output, "x", encoding="utf-8", errors="backslashreplace") as f:
+                json.dump(content, f, indent=2, ensure_ascii=False)
+    except FileExistsError:  # it was not there when the program began
+        raise
     except OSError as e:  # a full disk
-        os.remove(output)
+        with contextlib.suppress(FileNotFoundError):
+            os.remove(output)
         raise InputError(f"--output {output}: {e.strerror}; the predictions are printed "
                          "above") from e
 

@@ -133,11 +133,12 @@ def test_a_temperature_is_added_to_what_is_known(tmp_path):
     assert read_student(path)[0]["temperature"] == 1.5
 
 
-def test_weights_beside_another_json_are_refused(tmp_path):
+def test_weights_beside_another_json_are_refused(tmp_path, capsys):
     paths = [str(tmp_path / f"best_model_fold{k}.pdparams") for k in range(2)]
     for path in paths:
         save_weights(path, arrays_of(Student(2)), ABOUT)
         load_students([path])
+        assert "fold" in (said := capsys.readouterr().err) and "its run is not finished" in said
     first = read_about(paths[0])
     without = {key: value for key, value in first.items() if key != "checksum"}
     for wrong in ({**first, "run": "another"}, read_about(paths[1]), without):

@@ -61,8 +61,8 @@ def discard(stream):
 def run_command(main, memory="close other programs"):
     """Run a script's main(). InputError, OSError and MemoryError become one line and exit status 1.
 
-    memory: what to do when it runs out. Between two calls, while the script loads Paddle, Ctrl-C
-    ends it without a traceback.
+    memory: what to do when it runs out. A script calls this twice, for its options and its work; in
+    between it loads Paddle, and Ctrl-C ends it without a traceback.
     """
     on_ctrl_c = signal.getsignal(signal.SIGINT)
     if on_ctrl_c == signal.SIG_DFL:

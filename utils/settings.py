@@ -148,7 +148,7 @@ class Settings:
         if self.num_epochs <= self.warmup_epochs:
             raise InputError(f"--num_epochs {self.num_epochs}: must be more than --warmup_epochs "
                              f"{self.warmup_epochs}, or the learning rate never reaches --base_lr")
-        # a folder for output would become a category of the next run, or its plots images of one
+        # the next run would take a folder of output for a category, and plots for images
         inputs = [os.path.join(self.data_dir, c) for c in self.categories] or [self.data_dir]
         for name in ("log_dir", "save_dir", "cache_dir"):
             output, *data = (os.path.join(os.path.realpath(p), "")

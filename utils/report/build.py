@@ -183,9 +183,10 @@ def make_report(folder):
 
 
 def found_from(folder, settings):
-    """The settings with data_dir and save_dir as found from a run's folder.
+    """The settings with relative paths of data_dir and save_dir resolved from a run's folder.
 
-    Relative paths belong to where main.py ran; log_dir, too, in which the folder is unless moved.
+    main.py was started in the folder that holds log_dir, unless log_dir is an absolute path. A path
+    that is not found there stays as it is.
     """
     parent = os.path.dirname(os.path.abspath(folder))
     home = parent.removesuffix(os.sep + os.path.normpath(settings.log_dir))

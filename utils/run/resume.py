@@ -43,10 +43,11 @@ def newest_run(log_dir):
         raise InputError(f"nothing to resume in {log_dir}: no run there has saved a checkpoint; "
                          "name another folder with --log_dir, or start a run without --resume")
     last = newest("settings.json")
-    if last and not checkpoints(last) and not os.path.exists(os.path.join(last, "report.json")):
-        print0(f"note: {last} was stopped before its first checkpoint")
-    elif last and last != run and checkpoints(run) and not checkpoints(last):
-        print0(f"note: {last} is newer, but finished")
+    if last and not checkpoints(last):
+        if not os.path.exists(os.path.join(last, "report.json")):
+            print0(f"note: {last} was stopped before its first checkpoint")
+        elif checkpoints(run):
+            print0(f"note: {last} is newer, but finished")
     return run
 
 
