@@ -85,23 +85,27 @@ def load_students(paths, categories=None):
     Of several students, `about` names all runs and has the settings that are the same in all.
     Raises InputError as load_model does.
     """
-    abouts, weights = zip(*map(read_student, paths))
+    abouts, students = zip(*map(one_student, paths))
     for path, about in zip(paths, abouts):
         for key in ("categories", "image_size"):
             if about[key] != abouts[0][key]:
                 raise InputError(f"{paths[0]} and {path} do not belong together: {key} "
                                  f"{abouts[0][key]} and {about[key]}")
     check_categories(abouts[0], categories)
-    students = []
-    for path, about, arrays in zip(paths, abouts, weights):
-        student = Student(len(about["categories"]), about["freeze_depth"])
-        load_into(student, arrays, path)
-        student.eval()
+    for path, about in zip(paths, abouts):
         if "temperature" not in about:
             print(f"note: {path}: its run is not finished, so its confidence is not calibrated",
                   file=sys.stderr)
-        students.append(student)
-    return _shared(abouts), students, [about.get("temperature", 1.0) for about in abouts]
+    return _shared(abouts), [*students], [about.get("temperature", 1.0) for about in abouts]
+
+
+def one_student(path):
+    """(the JSON beside a .pdparams file, its Student in eval mode). Raises InputError."""
+    about, arrays = read_student(path)
+    student = Student(len(about["categories"]), about["freeze_depth"])
+    load_into(student, arrays, path)
+    student.eval()
+    return about, student
 
 
 def _shared(abouts):

@@ -8,7 +8,7 @@ import numpy as np
 
 from utils.errors import InputError
 from utils.explain import explain
-from utils.predict import load_students, read_images
+from utils.predict import one_student, read_images
 from utils.report.languages import TEXTS
 from utils.report.text import summary
 from utils.tables import listed, printable
@@ -185,7 +185,7 @@ def load_student(settings, fold, run):
     for path in (path, os.path.join(settings.save_dir, run, os.path.basename(path))):
         try:
             if read_about(path).get("run") == run:
-                return load_students([path])[1][0]
+                return one_student(path)[1]
         except InputError:
             continue
     print(f"note: report.html has no heat maps of fold {fold}: its weights are no longer in "
